@@ -1,0 +1,1 @@
+"""The evidence: one training step, traced on fake tensors or run on a device."""
