@@ -1,0 +1,13 @@
+"""The dry run's tracer: the real libraries' training step, every allocation recorded."""
+
+from vram_plan.bench.trace.config import METHODS, OPTIMIZERS, TraceConfig
+from vram_plan.bench.trace.timeline import Block, Event, Trace
+
+__all__ = ["METHODS", "OPTIMIZERS", "Block", "Event", "Trace", "TraceConfig", "trace_step"]
+
+
+def trace_step(config: TraceConfig) -> Trace:
+    """Run the step on the configuration's device and return what it allocated."""
+    from vram_plan.bench.trace.step import run_fake
+
+    return run_fake(config)

@@ -1,0 +1,193 @@
+# ruff: noqa: TID253 -- loaded only once a trace has been asked for
+"""Attention as CUDA runs it: which kernel, what it saves, what scratch memory it takes.
+
+Sources: pytorch aten/src/ATen/native/transformers/{attention.cpp, cuda/sdp_utils.cpp,
+cuda/attention.cu, cuda/attention_backward.cu, cuda/flash_attn/flash_api.cpp};
+Dao-AILab/flash-attention csrc/flash_attn/flash_api.cpp and flash_attn/flash_attn_interface.py.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+__all__ = ["backward_scratch", "flash_attn_func", "kernel_for", "scaled_dot_product_attention"]
+
+_HALF = (torch.float16, torch.bfloat16)
+_MAX_FLASH_HEAD_DIM = 256
+
+
+def round_multiple(value: int, multiple: int) -> int:
+    """The next multiple."""
+    return (value + multiple - 1) // multiple * multiple
+
+
+def kernel_for(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    is_causal: bool,
+) -> str:
+    """The backend of PyTorch's own order on compute capability 8: flash, efficient, math.
+
+    sdp_utils.cpp: flash wants a 16-bit type, no mask, one head dimension up to 256 and, if
+    causal, equal lengths; the memory-efficient kernel wants equal numbers of heads and head
+    dimensions aligned to 16 bytes. Compute capabilities 9 and 10 prefer cuDNN where it is newer
+    than 9.15.0; what it saves is the same to a few bytes.
+    """
+    dims = {query.shape[-1], key.shape[-1], value.shape[-1]}
+    lengths_fit = not is_causal or query.shape[-2] == key.shape[-2]
+    if (
+        query.dtype in _HALF
+        and mask is None
+        and len(dims) == 1
+        and query.shape[-1] <= _MAX_FLASH_HEAD_DIM
+        and lengths_fit
+    ):
+        return "flash"
+    alignment = 8 if query.dtype in _HALF else 4
+    aligned = all(dim % alignment == 0 for dim in dims)
+    if aligned and query.shape[1] == key.shape[1] and query.shape[-1] == key.shape[-1]:
+        return "efficient"
+    return "math"
+
+
+def scaled_dot_product_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> torch.Tensor:
+    """attention.cpp's function of this name with CUDA's branches."""
+    kernel = kernel_for(query, key, value, attn_mask, is_causal)
+    options = {"dropout_p": dropout_p, "is_causal": is_causal}
+    if kernel == "flash":
+        head_dim = query.shape[-1]
+        scale = scale if scale is not None else 1 / math.sqrt(head_dim)
+        padded = [pad_last_dim(tensor, 8) for tensor in (query, key, value)]
+        out = torch.ops.aten._scaled_dot_product_flash_attention(*padded, **options, scale=scale)
+        result: torch.Tensor = out[0]
+        return result if result.shape[-1] == head_dim else result[..., :head_dim]
+    if kernel == "efficient":
+        mask = _efficient_mask(attn_mask, query, key)
+        log_sum_exp = torch.is_grad_enabled() and any(
+            tensor.requires_grad for tensor in (query, key, value)
+        )
+        out = torch.ops.aten._scaled_dot_product_efficient_attention(
+            query, key, value, mask, log_sum_exp, **options, scale=scale
+        )
+        return out[0]
+    mask = _additive(attn_mask, query.dtype)
+    out = torch.ops.aten._scaled_dot_product_attention_math(
+        query, key, value, mask, **options, scale=scale, enable_gqa=enable_gqa
+    )
+    return out[0]
+
+
+def pad_last_dim(tensor: torch.Tensor, multiple: int) -> torch.Tensor:
+    """Pad the head dimension, which copies the tensor, unless it is a multiple already."""
+    missing = -tensor.shape[-1] % multiple
+    return functional.pad(tensor, [0, missing]) if missing else tensor
+
+
+def _additive(mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
+    if mask is None or mask.dtype is not torch.bool:
+        return mask
+    lowest = torch.full((), -math.inf, dtype=dtype, device=mask.device)
+    return torch.where(mask.logical_not(), lowest, torch.zeros((), dtype=dtype))
+
+
+def _efficient_mask(
+    mask: torch.Tensor | None, query: torch.Tensor, key: torch.Tensor
+) -> torch.Tensor | None:
+    """attention.cpp ``preprocess_mask``: expand, and pad rows to 16 elements where needed."""
+    mask = _additive(mask, query.dtype)
+    if mask is None:
+        return None
+    batch, heads, rows, columns = query.shape[0], query.shape[1], query.shape[2], key.shape[2]
+    missing = -mask.shape[-1] % 16
+    if missing:
+        mask = functional.pad(mask, [0, missing])[..., :columns]
+    return mask.expand(batch, heads, rows, columns)
+
+
+def flash_backward_scratch(query: tuple[int, ...], key_heads: int, key_len: int) -> list[int]:
+    """``mha_bwd``'s softmax_d, dq_accum and, with grouped heads, dk and dv per query head.
+
+    Args:
+        query: batch, length, heads, head dimension (a multiple of 8).
+        key_heads: heads of keys and values.
+        key_len: their length.
+    """
+    batch, length, heads, dim = query
+    rows = round_multiple(length, 128)
+    width = round_multiple(dim, 32 if dim <= 128 else 64)
+    sizes = [4 * batch * heads * rows, 4 * batch * rows * heads * width]
+    if key_heads != heads:
+        sizes += [2 * batch * key_len * heads * dim] * 2
+    return sizes
+
+
+def backward_scratch(func: Any, args: Any) -> list[int]:
+    """Scratch memory of the fused kernels' backward."""
+    if func is torch.ops.aten._scaled_dot_product_flash_attention_backward.default:
+        query, key = args[1], args[2]
+        batch, heads, length, dim = query.shape
+        return flash_backward_scratch((batch, length, heads, dim), key.shape[1], key.shape[2])
+    if func is torch.ops.aten._scaled_dot_product_efficient_attention_backward.default:
+        grad, query = args[0], args[1]
+        batch, heads, length, _ = query.shape
+        delta = 4 * batch * heads * length
+        copied = 0 if grad.transpose(1, 2).is_contiguous() else grad.nbytes
+        return [copied, delta]
+    return []
+
+
+class _FlashAttention(torch.autograd.Function):
+    """flash_attn's FlashAttnFunc: the same tensors made, saved and returned."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]  # autograd's signature is open
+        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> torch.Tensor:
+        head_dim = query.shape[-1]
+        query, key, value = (pad_last_dim(tensor, 8) for tensor in (query, key, value))
+        batch, length, heads, _ = query.shape
+        out = torch.empty_like(query)
+        log_sum_exp = torch.empty((batch, heads, length), dtype=torch.float32)
+        rng_state = torch.empty((2,), dtype=torch.int64)
+        ctx.save_for_backward(query, key, value, out, log_sum_exp, rng_state)
+        return out[..., :head_dim]
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, ...]:  # type: ignore[override]
+        query, key, value, *_ = ctx.saved_tensors
+        head_dim = grad.shape[-1]
+        gradients = [torch.empty_like(tensor) for tensor in (query, key, value)]
+        padded = pad_last_dim(grad, 8)
+        sizes = flash_backward_scratch(tuple(query.shape), key.shape[2], key.shape[1])
+        scratch = [torch.empty((size,), dtype=torch.uint8) for size in sizes]
+        del padded, scratch
+        return tuple(tensor[..., :head_dim] for tensor in gradients)
+
+
+def flash_attn_func(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    dropout_p: float = 0.0,
+    **options: Any,
+) -> torch.Tensor:
+    """The flash_attn package's function as far as memory goes."""
+    if q.dtype not in _HALF:
+        raise ValueError(
+            f"flash attention wants fp16 or bf16, not {q.dtype}: choose attention sdpa or eager"
+        )
+    return _FlashAttention.apply(q, k, v)  # type: ignore[no-any-return, no-untyped-call]

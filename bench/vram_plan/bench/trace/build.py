@@ -1,0 +1,103 @@
+# ruff: noqa: TID253 -- loaded only once a trace has been asked for
+"""Build the model without memory: on ``meta``, adapters included, then swap in fake tensors."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from vram_plan.bench.trace.config import TraceConfig
+from vram_plan.bench.trace.methods import apply_method
+
+__all__ = ["DTYPES", "build_model", "materialize", "model_config"]
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+_ATTENTION = {"eager": "eager", "sdpa": "sdpa", "flash": "flash_attention_2"}
+
+
+def model_config(config: Any) -> Any:
+    """A transformers configuration from one, or from a mapping with ``model_type``."""
+    from transformers import AutoConfig
+
+    if not isinstance(config, Mapping):
+        return config
+    fields = dict(config)
+    if "model_type" not in fields:
+        raise ValueError("config needs model_type, such as llama, gpt2, bert or t5")
+    return AutoConfig.for_model(fields.pop("model_type"), **fields)
+
+
+def task_of(config: Any, task: str | None) -> str:
+    """The task, from the model type where none is named."""
+    from transformers.models.auto import modeling_auto as auto
+
+    if task is not None:
+        return task
+    kind = config.model_type
+    if kind in auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
+        return "seq2seq-lm"
+    if getattr(config, "is_decoder", None) is False and (
+        kind in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    ):
+        return "masked-lm"
+    return "causal-lm"
+
+
+def build_model(config: TraceConfig) -> torch.nn.Module:
+    """The model on ``meta``, wrapped by its method, in training mode."""
+    import transformers
+    from transformers import initialization
+
+    shape = model_config(config.config)
+    shape.use_cache = False
+    task = task_of(shape, config.task)
+    auto = {
+        "causal-lm": transformers.AutoModelForCausalLM,
+        "masked-lm": transformers.AutoModelForMaskedLM,
+        "seq2seq-lm": transformers.AutoModelForSeq2SeqLM,
+    }[task]
+    with torch.device("meta"), initialization.no_init_weights():
+        model = auto.from_config(
+            shape,
+            dtype=DTYPES[config.dtype],
+            attn_implementation=_ATTENTION[config.attention],
+        )
+    model.train()
+    if config.checkpointing == "full":
+        model.activation_checkpointing_enable()
+    model = apply_method(model, config, task)
+    if config.checkpointing == "full" and config.method != "full":
+        _input_gradients(model)
+    return model.train()
+
+
+def _input_gradients(model: torch.nn.Module) -> None:
+    enable = getattr(model, "enable_input_require_grads", None)
+    if enable is not None:
+        enable()
+
+
+def materialize(model: torch.nn.Module, make: Any) -> None:
+    """Replace every ``meta`` parameter and buffer, keeping shared ones shared.
+
+    Args:
+        model: the model.
+        make: makes a tensor of a shape and a type.
+    """
+    done: dict[int, Any] = {}
+    for module in model.modules():
+        for name, parameter in list(module._parameters.items()):
+            if parameter is not None:
+                module._parameters[name] = _swapped(parameter, make, done)
+        for name, buffer in list(module._buffers.items()):
+            if buffer is not None:
+                module._buffers[name] = _swapped(buffer, make, done)
+
+
+def _swapped(old: Any, make: Any, done: dict[int, Any]) -> Any:
+    if id(old) not in done:
+        new = make(tuple(old.shape), old.dtype)
+        if isinstance(old, torch.nn.Parameter):
+            new = torch.nn.Parameter(new, requires_grad=old.requires_grad)
+        done[id(old)] = (new, old)  # the old one is kept so that its id stays its own
+    return done[id(old)][0]

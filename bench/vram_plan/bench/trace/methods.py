@@ -1,0 +1,72 @@
+# ruff: noqa: TID253 -- loaded only once a trace has been asked for
+"""What is trained: PEFT's methods by PEFT itself, freezing and BitFit by flags."""
+
+from typing import Any
+
+import torch
+
+from vram_plan.bench.trace.config import TraceConfig
+
+__all__ = ["apply_method"]
+
+_PEFT_TASKS = {"causal-lm": "CAUSAL_LM", "seq2seq-lm": "SEQ_2_SEQ_LM", "masked-lm": None}
+_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def apply_method(model: Any, config: TraceConfig, task: str) -> Any:
+    """The model with its trainable part set up."""
+    if config.method == "full":
+        return model
+    if config.method == "bitfit":
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name.endswith("bias"))
+        return model
+    if config.method == "freeze":
+        _freeze(model, config.freeze_layers)
+        return model
+    from peft import get_peft_model
+
+    before = {id(parameter) for parameter in model.parameters()}
+    wrapped = get_peft_model(model, peft_config(config, task))
+    for parameter in wrapped.parameters():
+        if id(parameter) not in before and parameter.dtype.is_floating_point:
+            parameter.data = parameter.data.to(_TYPES[config.adapter_dtype])
+    return wrapped
+
+
+def peft_config(config: TraceConfig, task: str) -> Any:
+    """PEFT's configuration of a method."""
+    import peft
+
+    options = dict(config.lora)
+    options.setdefault("task_type", _PEFT_TASKS[task])
+    name = config.method
+    if name in ("lora", "rslora", "dora"):
+        options.setdefault("r", 16)
+        options.setdefault("target_modules", "all-linear")
+        options.setdefault("use_rslora", name == "rslora")
+        options.setdefault("use_dora", name == "dora")
+        return peft.LoraConfig(**options)
+    if name == "adalora":
+        options.setdefault("target_modules", "all-linear")
+        options.setdefault("total_step", 1000)
+        return peft.AdaLoraConfig(**options)
+    if name == "ia3":
+        return peft.IA3Config(**options)
+    options.setdefault("num_virtual_tokens", 20)
+    kinds = {
+        "prompt": peft.PromptTuningConfig,
+        "prefix": peft.PrefixTuningConfig,
+        "p-tuning": peft.PromptEncoderConfig,
+    }
+    return kinds[name](**options)
+
+
+def _freeze(model: Any, layers: int) -> None:
+    """Freeze the embeddings and the first ``layers`` blocks."""
+    embeddings = model.get_input_embeddings()
+    embeddings.requires_grad_(False)
+    stacks = [m for m in model.modules() if isinstance(m, torch.nn.ModuleList)]
+    blocks = max(stacks, key=len)
+    for block in list(blocks)[:layers]:
+        block.requires_grad_(False)

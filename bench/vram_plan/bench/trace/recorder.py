@@ -1,0 +1,85 @@
+# ruff: noqa: TID253 -- loaded only once a trace has been asked for
+"""The dispatch mode that sees every operator and notes what it allocates."""
+
+import sys
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from vram_plan.bench.trace.modules import ModulePaths
+from vram_plan.bench.trace.rules import DeviceRules
+from vram_plan.bench.trace.storages import StorageLog, tensors_in
+
+__all__ = ["Recorder"]
+
+_ADD = torch.ops.aten.add.Tensor
+_ITEM = torch.ops.aten._local_scalar_dense.default
+#: References to a tensor, and to its storage, when autograd's buffer is its only holder.
+_ALONE_TENSOR = 4
+_ALONE_STORAGE = 2
+_LIFT = (torch.ops.aten.lift_fresh.default, torch.ops.aten.lift_fresh_copy.default)
+
+
+class Recorder(TorchDispatchMode):
+    """Runs below autograd: forward, recomputation, backward and optimizer all pass through."""
+
+    def __init__(self, log: StorageLog, paths: ModulePaths, rules: DeviceRules) -> None:
+        super().__init__()
+        self.log = log
+        self.paths = paths
+        self.rules = rules
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Run the operator and note the storages of its results."""
+        kwargs = kwargs or {}
+        log = self.log
+        path, in_node = self.paths.current()
+        if func is _ITEM:
+            # A fake tensor has no value; the step's control flow does not hang on this one.
+            return _any_value(args[0])
+        if func is _ADD and in_node and _from_engine() and may_accumulate_in_place(args[0]):
+            return args[0].add_(args[1])
+        result = func(*args, **kwargs)
+        name = func.__name__.removesuffix(".default")
+        scratch = self.rules.scratch(func, args, kwargs, result)
+        for tensor in tensors_in(result):
+            if func in _LIFT and log.phase == "step":
+                log.on_host(tensor)  # torch.tensor(…) in an optimizer: a step counter
+                continue
+            block = log.see(tensor, name, path)
+            if block is not None:
+                block.in_backward = in_node
+                block.recomputed = log.phase == "backward" and bool(self.paths.stack)
+        if scratch:
+            log.scratch(scratch, name, path)
+        return result
+
+
+def _from_engine() -> bool:
+    """Whether autograd's engine called, and no Python function in between."""
+    return sys._getframe(2).f_code.co_name == "_engine_run_backward"
+
+
+def _any_value(tensor: torch.Tensor) -> Any:
+    if tensor.dtype is torch.bool:
+        return True
+    return 1.0 if tensor.dtype.is_floating_point else 1
+
+
+def may_accumulate_in_place(tensor: torch.Tensor) -> bool:
+    """Whether autograd's engine would add a second gradient into the first one's memory.
+
+    It does when nobody else holds the tensor or its storage (torch/csrc/autograd/
+    input_buffer.cpp, ``can_accumulate_inplace``), but never for tensor subclasses or under a
+    dispatch mode, so a trace must do it itself. Here the caller's stack and the Python objects
+    hold references of their own.
+    """
+    storage = tensor.untyped_storage()
+    return (
+        tensor._use_count() == _ALONE_TENSOR
+        and torch._C._storage_Use_Count(storage._cdata) == _ALONE_STORAGE
+        and torch._prims_common.is_non_overlapping_and_dense_or_false(tensor)
+    )

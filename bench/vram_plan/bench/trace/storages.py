@@ -1,0 +1,116 @@
+# ruff: noqa: TID253 -- loaded only once a trace has been asked for
+"""Follow every storage: who made it, how large it is, when it dies."""
+
+import weakref
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+
+from vram_plan.bench.trace.timeline import Block, Event, round_up
+
+__all__ = ["StorageLog", "tensors_in"]
+
+_DTYPES = {
+    torch.float32: "fp32",
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.int64: "int64",
+    torch.int32: "int32",
+    torch.bool: "bool",
+    torch.uint8: "uint8",
+    torch.int8: "int8",
+}
+
+
+def tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    """The tensors of an operator's result."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from tensors_in(item)
+
+
+class StorageLog:
+    """The running account of live storages and the list of its changes.
+
+    A storage is known by its address while it lives; a weak reference tells of its end. Sizes are
+    looked at again whenever a storage is seen, since storages may be resized in place.
+    """
+
+    def __init__(self) -> None:
+        self.live_bytes = 0
+        self.phase = "build"
+        self.events: list[Event] = []
+        self.blocks: dict[int, Block] = {}
+        self._finalizers: dict[int, weakref.ref[Any]] = {}
+        self._host: dict[int, weakref.ref[Any]] = {}
+        self._count = 0
+
+    def see(self, tensor: torch.Tensor, op: str, module: str) -> Block | None:
+        """Note the storage below ``tensor``; return its block when it is new."""
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        size = round_up(storage.nbytes())
+        block = self.blocks.get(key)
+        if key in self._host:
+            return None
+        if block is not None:
+            if block.bytes != size:
+                self._change(block, size - block.bytes)
+                block.bytes = size
+            return None
+        block = self.new_block(size, tuple(tensor.shape), tensor.dtype, op, module)
+        self.blocks[key] = block
+        # The storage's Python object lives exactly as long as the storage: torch keeps it.
+        self._finalizers[key] = weakref.ref(storage, lambda _, key=key: self._died(key))
+        self._change(block, size)
+        return block
+
+    def new_block(
+        self, size: int, shape: tuple[int, ...], dtype: torch.dtype, op: str, module: str
+    ) -> Block:
+        """A block that is not a tensor's, such as a kernel's scratch memory."""
+        self._count += 1
+        return Block(
+            number=self._count - 1,
+            bytes=size,
+            shape=shape,
+            dtype=_DTYPES.get(dtype, str(dtype).removeprefix("torch.")),
+            op=op,
+            module=module,
+            phase=self.phase,
+        )
+
+    def scratch(self, sizes: Iterable[int], op: str, module: str) -> None:
+        """Count memory that a kernel takes and gives back within one call."""
+        blocks = [
+            self.new_block(round_up(size), (size,), torch.uint8, f"{op} scratch", module)
+            for size in sizes
+            if size > 0
+        ]
+        for block in blocks:
+            self._change(block, block.bytes)
+        for block in reversed(blocks):
+            self._change(block, -block.bytes)
+
+    def block_of(self, tensor: torch.Tensor) -> Block | None:
+        """The block below a tensor."""
+        return self.blocks.get(tensor.untyped_storage()._cdata)
+
+    def on_host(self, tensor: torch.Tensor) -> None:
+        """Do not count this storage: it lives in host memory."""
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        self._host[key] = weakref.ref(storage, lambda _: self._host.pop(key, None))
+
+    def _died(self, key: int) -> None:
+        block = self.blocks.pop(key, None)
+        self._finalizers.pop(key, None)
+        if block is not None:
+            self._change(block, -block.bytes)
+
+    def _change(self, block: Block, delta: int) -> None:
+        self.live_bytes += delta
+        self.events.append(Event(block, delta, self.live_bytes, self.phase))

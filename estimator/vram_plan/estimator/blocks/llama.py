@@ -1,0 +1,77 @@
+"""Llama and its relatives: pre-norm RMS norms, rotary embeddings, grouped keys, a gated MLP."""
+
+from collections.abc import Mapping
+
+from vram_plan.estimator.blocks.heads import causal_lm_loss, token_embedding
+from vram_plan.estimator.forward import Forward
+from vram_plan.estimator.ops.rotary import rotate
+from vram_plan.estimator.segment import Composition, Segment, Shared
+from vram_plan.estimator.tape import Tensor
+from vram_plan.profiles.model import ModelSpec
+
+
+def decoder_layer(f: Forward, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """``LlamaDecoderLayer.forward``, transformers 5.23.0 ``models/llama/modeling_llama.py``."""
+    residual = x
+    x = f.rms_norm("input_layernorm", x, f.spec.hidden_size)
+    x = self_attention(f, x, cos, sin)
+    x = f.add(residual, x)
+    residual = x
+    x = f.rms_norm("post_attention_layernorm", x, f.spec.hidden_size)
+    x = gated_mlp(f, x)
+    return f.add(residual, x)
+
+
+def self_attention(f: Forward, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """``LlamaAttention.forward`` (Qwen2: with biases on q, k and v)."""
+    spec, entered = f.spec, x
+    hidden, bias = spec.hidden_size, spec.attention_bias
+    q = f.linear("self_attn.q_proj", x, (hidden, spec.query_dim), bias=bias, split="column")
+    k = f.linear("self_attn.k_proj", x, (hidden, spec.kv_dim), bias=bias, split="column")
+    v = f.linear("self_attn.v_proj", x, (hidden, spec.kv_dim), bias=bias, split="column")
+    q, k = rotate(f.t, q, cos, sin), rotate(f.t, k, cos, sin)
+    k, v = f.how.method.keys_values(f, k, v)
+    out = f.attention(q, k, v)
+    out = f.linear(
+        "self_attn.o_proj", out, (spec.query_dim, hidden), bias=spec.attention_out_bias, split="row"
+    )
+    return f.sublayer("attention", out, entered)
+
+
+def gated_mlp(f: Forward, x: Tensor) -> Tensor:
+    """``LlamaMLP.forward``: down(act(gate(x)) · up(x))."""
+    spec, bias = f.spec, f.spec.mlp_bias
+    shape = (spec.hidden_size, spec.intermediate_size)
+    gate = f.act(f.linear("mlp.gate_proj", x, shape, bias=bias, split="column"))
+    up = f.linear("mlp.up_proj", x, shape, bias=bias, split="column")
+    out = f.linear("mlp.down_proj", f.mul(gate, up), shape[::-1], bias=bias, split="row")
+    return f.sublayer("mlp", out, x)
+
+
+def head(f: Forward, x: Tensor, shared: Mapping[str, Tensor]) -> Tensor:
+    """The last norm, the projection to the vocabulary and the loss."""
+    return causal_lm_loss(f, f.rms_norm("norm", x, f.spec.hidden_size))
+
+
+def layer(f: Forward, x: Tensor, shared: Mapping[str, Tensor]) -> Tensor:
+    """One decoder layer."""
+    return decoder_layer(f, x, shared["cos"], shared["sin"])
+
+
+def rotary_tables(f: Forward) -> dict[str, Shared]:
+    """cos and sin [1, seq, head_dim], made once a step in the activations' dtype."""
+    numel = f.seq * f.spec.rotary_dim
+    table = Shared(numel=numel, itemsize=f.how.compute_bytes)
+    return {"cos": table, "sin": table}
+
+
+def compose(spec: ModelSpec) -> Composition:
+    """``LlamaForCausalLM``."""
+    return Composition(
+        segments=(
+            Segment(name="model.embed_tokens", kind="embedding", run=token_embedding),
+            Segment(name="model.layers", kind="layer", run=layer, count=spec.num_hidden_layers, first=0),
+            Segment(name="lm_head", kind="head", run=head),
+        ),
+        shared=rotary_tables,
+    )

@@ -1,0 +1,40 @@
+"""Which composition an architecture has; its module is imported when it is first asked for."""
+
+from functools import lru_cache
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from vram_plan.profiles.model import ModelSpec
+
+if TYPE_CHECKING:
+    from vram_plan.estimator.segment import Composition
+
+_MODULES = {
+    "llama": "llama",
+    "mistral": "llama",
+    "qwen2": "llama",
+}
+"""Hugging Face's ``model_type`` → module of this package."""
+
+
+def known_model_types() -> tuple[str, ...]:
+    """Every ``model_type`` that can be planned."""
+    return tuple(_MODULES)
+
+
+@lru_cache(maxsize=256)
+def compose(spec: ModelSpec) -> "Composition":
+    """The composition of a model.
+
+    Raises:
+        ValueError: if no composition exists for its ``model_type``.
+    """
+    module = _MODULES.get(spec.model_type)
+    if module is None:
+        raise ValueError(
+            f"--model {spec.name}: architecture {spec.model_type!r} cannot be planned; "
+            f"known are {', '.join(sorted(_MODULES))}"
+        )
+    found = import_module(f"vram_plan.estimator.blocks.{module}")
+    composition: Composition = found.compose(spec)
+    return composition

@@ -1,0 +1,74 @@
+"""A model as a chain of segments: every segment's cost, repeated ones simulated once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from vram_plan.estimator.forward import Treatment
+from vram_plan.estimator.segment import Composition, Segment
+from vram_plan.estimator.simulate import Boundary, Cost, Run, simulate
+from vram_plan.profiles.model import ModelSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """``count`` segments in a row with one cost; ``first`` is the index of the first block."""
+
+    segment: Segment
+    count: int
+    first: int
+    cost: Cost
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """The data of one micro-batch on this rank, and what is done to every segment."""
+
+    batch: int
+    seq: int
+    source_seq: int = 0
+    checkpoint: str = "none"
+    keeps_gradients: bool = True
+
+
+def build_chain(
+    spec: ModelSpec, composition: Composition, how: Treatment, shape: Shape
+) -> tuple[Link, ...]:
+    """Simulate the segments in forward order, each with the boundary tensor the last one left."""
+    links: list[Link] = []
+    entered: Boundary | None = None
+    for segment in composition.segments:
+        entered = None if segment.kind == "embedding" else entered
+        run = Run(
+            spec=spec,
+            how=how,
+            segment=segment,
+            composition=composition,
+            batch=shape.batch,
+            seq=shape.seq,
+            source_seq=shape.source_seq,
+            layer=segment.first,
+            entered=entered,
+            checkpoint=shape.checkpoint if segment.kind == "layer" else "none",
+            keeps_gradients=shape.keeps_gradients,
+        )
+        for link in _repeat(run):
+            links.append(link)
+            entered = link.cost.left
+    return tuple(links)
+
+
+def _repeat(run: Run) -> Iterator[Link]:
+    """One segment ``count`` times: a new simulation only where its input or treatment changes."""
+    index, end = run.layer, run.layer + run.segment.count
+    while index < end:
+        cost = simulate(run)
+        key = run.how.method.layer_key(index)
+        after = index + 1
+        if cost.left == run.entered:
+            while after < end and run.how.method.layer_key(after) == key:
+                after += 1
+        yield Link(segment=run.segment, count=after - index, first=index, cost=cost)
+        index = after
+        run = replace(run, layer=index, entered=cost.left)

@@ -1,0 +1,196 @@
+"""A forward pass through one segment of a model: the tape plus what the configuration decides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+
+from vram_plan.estimator.methods.base import Method
+from vram_plan.estimator.ops import attention, elementwise
+from vram_plan.estimator.ops.embedding import embedding
+from vram_plan.estimator.ops.linear import cached_cast, linear
+from vram_plan.estimator.ops.norm import layer_norm, rms_norm
+from vram_plan.estimator.tape import Param, Tape, Tensor
+from vram_plan.profiles.model import ModelSpec
+
+LOW_BYTES = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Treatment:
+    """What a configuration decides about the modules of a model.
+
+    Attributes:
+        method: the training method.
+        compute_bytes: bytes per element of activations outside autocast (4 for fp32 weights).
+        weights_bytes: bytes per element of the base weights as held.
+        norm_bytes: the same for norms and biases (fp32 after k-bit preparation).
+        autocast: ``torch.autocast`` casts the inputs of matrix products to 16 bits.
+        half: 16 bits means fp16, not bf16.
+        quantization: ``none``, ``int8``, ``nf4``, ``fp4`` or ``gptq4`` for the blocks' linears.
+        attention: ``flash``, ``sdpa``, ``eager`` or ``block-sparse``.
+        attention_density: share of the scores that block-sparse attention computes.
+        loss: ``hf``, ``fused-ce``, ``chunked`` or ``liger``.
+        tensor: ranks that split heads, feed-forward and vocabulary (tensor parallelism).
+        sequence_parallel: norms and residuals are split over the tensor ranks too.
+        training: dropout is on and gradients are recorded.
+    """
+
+    method: Method = field(default_factory=Method)
+    compute_bytes: int = 2
+    weights_bytes: int = 2
+    norm_bytes: int = 2
+    autocast: bool = False
+    half: bool = False
+    quantization: str = "none"
+    attention: str = "flash"
+    attention_density: float = 1.0
+    loss: str = "hf"
+    tensor: int = 1
+    sequence_parallel: bool = False
+    training: bool = True
+
+
+class Forward:
+    """What a composition calls: modules by name, with the treatment applied to each."""
+
+    __slots__ = ("batch", "cache", "how", "keeps_gradients", "layer", "params", "prefix", "seq", "spec", "t")
+
+    def __init__(
+        self, spec: ModelSpec, how: Treatment, *, batch: int, seq: int, layer: int = -1
+    ) -> None:
+        self.spec = spec
+        self.how = how
+        self.batch = batch
+        self.seq = seq
+        self.layer = layer
+        self.prefix = ""
+        self.t = Tape(training=how.training)
+        self.params: dict[str, Param] = {}
+        self.keeps_gradients = True
+        self.cache: dict[str, Tensor] = {}
+
+    @property
+    def tokens(self) -> int:
+        """Tokens on this rank: batch · seq."""
+        return self.batch * self.seq
+
+    def param(self, name: str, numel: int, kind: str) -> Param:
+        """The base weight ``name`` (made on first use, the same afterwards)."""
+        found = self.params.get(name)
+        if found is None:
+            how = self.how
+            wide = kind in {"norm", "bias"}
+            found = self.params[name] = Param(
+                name=name,
+                numel=numel,
+                itemsize=how.norm_bytes if wide else how.weights_bytes,
+                trainable=how.training and how.method.trains(name, kind, self.layer),
+                accumulates=not self.keeps_gradients,
+            )
+        return found
+
+    def linear(
+        self, name: str, x: Tensor, shape: tuple[int, int], *, bias: bool = False, split: str = ""
+    ) -> Tensor:
+        """A linear layer [inputs, outputs] under its module name.
+
+        ``split`` says how tensor parallelism cuts it: ``column`` (outputs) or ``row`` (inputs; x
+        is cut already).
+        """
+        inputs, outputs = shape
+        if split == "column":
+            outputs //= self.how.tensor
+        elif split == "row":
+            inputs //= self.how.tensor
+        base = partial(self._base_linear, name, (inputs, outputs), bias)
+        return self.how.method.linear(self, name, x, (inputs, outputs), base)
+
+    def _base_linear(self, name: str, shape: tuple[int, int], bias: bool, x: Tensor) -> Tensor:
+        inputs, outputs = shape
+        weight = self.param(f"{name}.weight", inputs * outputs, "linear")
+        offset = self.param(f"{name}.bias", outputs, "bias") if bias else None
+        return self._product(x, weight, offset, outputs)
+
+    def _product(self, x: Tensor, weight: Param, offset: Param | None, outputs: int) -> Tensor:
+        if self.how.autocast:
+            x = elementwise.cast(self.t, x, LOW_BYTES)
+            weight = self.low(weight)
+            offset = self.low(offset) if offset else None
+        return linear(self.t, x, weight, offset, outputs)
+
+    def head_linear(self, x: Tensor, shape: tuple[int, int], *, name: str = "lm_head") -> Tensor:
+        """The projection to the vocabulary; its weight may be the token embedding's."""
+        inputs, rows = shape
+        outputs = -(-rows // self.how.tensor)
+        tied = self.spec.tie_word_embeddings
+        weight = self.param(f"{'embed_tokens' if tied else name}.weight", inputs * outputs, "head")
+        offset = self.param(f"{name}.bias", outputs, "bias") if self.spec.lm_head_bias else None
+        return self._product(x, weight, offset, outputs)
+
+    def low(self, weight: Param) -> Param:
+        """The weight in the compute precision of autocast."""
+        if weight.itemsize == LOW_BYTES:
+            return weight
+        return cached_cast(self.t, weight, LOW_BYTES, self.cache)
+
+    def rms_norm(self, name: str, x: Tensor, width: int) -> Tensor:
+        """An RMS norm as LlamaRMSNorm writes it."""
+        weight = self.param(f"{name}.weight", width, "norm") if self.spec.norm_affine else None
+        return rms_norm(self.t, x, weight, width)
+
+    def layer_norm(self, name: str, x: Tensor, width: int, *, bias: bool = True) -> Tensor:
+        """``torch.nn.LayerNorm``; autocast runs it in fp32."""
+        weight = self.param(f"{name}.weight", width, "norm") if self.spec.norm_affine else None
+        offset = self.param(f"{name}.bias", width, "norm") if weight and bias else None
+        if self.how.autocast:
+            x = elementwise.cast(self.t, x, elementwise.FP32_BYTES)
+        return layer_norm(self.t, x, weight, offset, width)
+
+    def embedding(self, name: str, ids: Tensor, rows: int, width: int) -> Tensor:
+        """A table of ``rows`` vectors looked up by ``ids``."""
+        kind = "position" if "position" in name or "wpe" in name else "embedding"
+        table = self.param(f"{name}.weight", rows * width, kind)
+        return embedding(self.t, ids, table, width)
+
+    def add(self, a: Tensor, b: Tensor) -> Tensor:
+        """``a + b``."""
+        return elementwise.add(self.t, a, b)
+
+    def mul(self, a: Tensor, b: Tensor) -> Tensor:
+        """``a * b``."""
+        return elementwise.mul(self.t, a, b)
+
+    def act(self, x: Tensor, name: str = "") -> Tensor:
+        """The model's activation function."""
+        return elementwise.activation(self.t, x, name or self.spec.hidden_act)
+
+    def dropout(self, x: Tensor, probability: float) -> Tensor:
+        """Dropout in training."""
+        return elementwise.dropout(self.t, x, probability)
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, **shape: int | float | bool) -> Tensor:
+        """The attention kernel of the configuration on per-rank heads."""
+        how = self.how
+        heads = attention.Heads(**self._heads(shape))  # type: ignore[arg-type]
+        kernel = {"flash": attention.flash, "sdpa": attention.flash, "eager": attention.eager}
+        return kernel[how.attention](self.t, q, k, v, heads)
+
+    def _heads(self, shape: dict[str, int | float | bool]) -> dict[str, int | float | bool]:
+        spec = self.spec
+        defaults: dict[str, int | float | bool] = {
+            "batch": self.batch,
+            "seq": self.seq,
+            "kv_seq": self.seq + self.how.method.prefix_tokens,
+            "heads": spec.num_attention_heads // self.how.tensor,
+            "kv_heads": max(1, spec.num_key_value_heads // self.how.tensor),
+            "head_dim": spec.head_dim,
+            "value_dim": spec.head_dim,
+            "dropout": spec.attention_dropout if self.how.training else 0.0,
+            "half": self.how.half,
+        }
+        return defaults | shape
+
+    def sublayer(self, where: str, x: Tensor, entered: Tensor) -> Tensor:
+        """Let the method change the output of ``attention`` or ``mlp``."""
+        return self.how.method.sublayer(self, where, x, entered)

@@ -1,0 +1,1 @@
+"""Training methods: which weights learn and what is added to the model."""

@@ -1,0 +1,65 @@
+"""The hooks through which a training method changes a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vram_plan.estimator.forward import Forward
+    from vram_plan.estimator.tape import Tensor
+
+
+class Method:
+    """How a model is trained. This one is full fine-tuning; the others override what differs.
+
+    The compositions (``blocks/``) call the hooks, so a method works for every architecture.
+    Methods are frozen dataclasses: they are part of the key under which a block is remembered.
+    """
+
+    __slots__ = ()
+
+    @property
+    def virtual_tokens(self) -> int:
+        """Positions prepended to every sequence (prompt tuning)."""
+        return 0
+
+    @property
+    def prefix_tokens(self) -> int:
+        """Keys and values prepended in every attention (prefix tuning)."""
+        return 0
+
+    def trains(self, name: str, kind: str, layer: int) -> bool:
+        """Whether a weight of the base model learns.
+
+        Args:
+            name: path inside its segment (``self_attn.q_proj.weight``).
+            kind: ``linear``, ``bias``, ``norm``, ``embedding``, ``position`` or ``head``.
+            layer: index of the block, −1 outside the blocks.
+        """
+        return True
+
+    def layer_key(self, layer: int) -> int:
+        """Blocks with the same key are treated alike (freezing tells first from last blocks)."""
+        return 0
+
+    def linear(
+        self, f: Forward, name: str, x: Tensor, shape: tuple[int, int], base: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """Run the linear layer ``name`` with ``shape`` (inputs, outputs); ``base`` runs the plain one."""
+        return base(x)
+
+    def sublayer(self, f: Forward, where: str, x: Tensor, entered: Tensor) -> Tensor:
+        """Change the output ``x`` of ``attention`` or ``mlp`` before it joins the residual.
+
+        ``entered`` is what the sublayer read (after its norm).
+        """
+        return x
+
+    def embed(self, f: Forward, x: Tensor) -> Tensor:
+        """Change the embedded input (prompts are prepended here)."""
+        return x
+
+    def keys_values(self, f: Forward, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Change keys and values [batch, kv_heads, seq, head_dim] (prefixes are prepended here)."""
+        return k, v

@@ -1,0 +1,204 @@
+"""Pointwise operators: what each keeps for the backward pass (torch 2.13.0 ``derivatives.yaml``)."""
+
+from vram_plan.estimator.tape import Param, Storage, Tape, Tensor
+
+FP32_BYTES = 4
+
+
+def _sum_to(t: Tape, grad: Tensor, numel: int, itemsize: int) -> Tensor:
+    """Reduce a gradient to the shape and dtype of a broadcast or promoted input."""
+    if grad.numel != numel:
+        grad = t.new(numel, grad.itemsize)
+    return grad if grad.itemsize == itemsize else t.new(numel, itemsize)
+
+
+def cast(t: Tape, x: Tensor, itemsize: int) -> Tensor:
+    """``x.to(dtype)``: a copy unless the dtype is already right; saves nothing."""
+    if x.itemsize == itemsize:
+        return x
+    before = x.itemsize
+    return t.record(
+        t.new(x.numel, itemsize), (x.node,), lambda grad: (t.new(grad.numel, before),)
+    )
+
+
+def copy(t: Tape, x: Tensor) -> Tensor:
+    """``contiguous()`` of a transposed tensor or ``clone()``: a copy; the gradient is a view."""
+    return t.record(t.new(x.numel, x.itemsize), (x.node,), lambda grad: (grad.view(),))
+
+
+def add(t: Tape, a: Tensor, b: Tensor) -> Tensor:
+    """``a + b`` with broadcasting and type promotion; saves nothing, passes the gradient on."""
+    (an, ai), (bn, bi) = (a.numel, a.itemsize), (b.numel, b.itemsize)
+
+    def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
+        return (
+            _sum_to(t, grad, an, ai) if a_needs else None,
+            _sum_to(t, grad, bn, bi) if b_needs else None,
+        )
+
+    a_needs, b_needs = a.requires_grad, b.requires_grad
+    return t.record(t.new(max(an, bn), max(ai, bi)), (a.node, b.node), backward)
+
+
+def mul(t: Tape, a: Tensor, b: Tensor) -> Tensor:
+    """``a * b``: saves each factor the other one's gradient needs."""
+    keep_a: Storage | None = a.storage if b.requires_grad else None
+    keep_b: Storage | None = b.storage if a.requires_grad else None
+    (an, ai), (bn, bi) = (a.numel, a.itemsize), (b.numel, b.itemsize)
+    a_needs, b_needs = a.requires_grad, b.requires_grad
+
+    def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
+        _ = keep_a, keep_b
+        da = _sum_to(t, t.new(grad.numel, grad.itemsize), an, ai) if a_needs else None
+        db = _sum_to(t, t.new(grad.numel, grad.itemsize), bn, bi) if b_needs else None
+        return da, db
+
+    return t.record(t.new(max(an, bn), max(ai, bi)), (a.node, b.node), backward)
+
+
+def scale(t: Tape, x: Tensor) -> Tensor:
+    """``x * number`` and the like: saves nothing; the gradient is a new tensor."""
+    return t.record(
+        t.new(x.numel, x.itemsize), (x.node,), lambda grad: (t.new(grad.numel, grad.itemsize),)
+    )
+
+
+def shift(t: Tape, x: Tensor) -> Tensor:
+    """``x + number``: saves nothing and passes the gradient on."""
+    return t.record(t.new(x.numel, x.itemsize), (x.node,), lambda grad: (grad,))
+
+
+def _from_input(t: Tape, x: Tensor, *, temporaries: int = 0) -> Tensor:
+    """A function whose backward needs its input and ``temporaries`` more tensors of its size."""
+    kept = x.storage
+
+    def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
+        _ = kept
+        held = [t.new(grad.numel, grad.itemsize) for _ in range(temporaries)]
+        result = t.new(grad.numel, grad.itemsize)
+        held.clear()
+        return (result,)
+
+    return t.record(t.new(x.numel, x.itemsize), (x.node,), backward)
+
+
+def _from_output(t: Tape, x: Tensor) -> Tensor:
+    """A function whose backward needs its output."""
+    out = t.new(x.numel, x.itemsize)
+    kept = out.storage
+
+    def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
+        _ = kept
+        return (t.new(grad.numel, grad.itemsize),)
+
+    return t.record(out, (x.node,), backward)
+
+
+def activation(t: Tape, x: Tensor, name: str) -> Tensor:
+    """An activation function under its Hugging Face name (transformers ``ACT2FN``)."""
+    if name in _COMPOSED:
+        return _COMPOSED[name](t, x)
+    if name in {"relu", "tanh", "sigmoid"}:
+        return _from_output(t, x)
+    return _from_input(t, x)
+
+
+def power(t: Tape, x: Tensor) -> Tensor:
+    """``x.pow(n)``: saves the input; backward makes ``x^(n-1)`` and ``n·x^(n-1)`` on the way.
+
+    ``torch/csrc/autograd/FunctionsManual.cpp``, ``pow_backward``.
+    """
+    return _from_input(t, x, temporaries=2)
+
+
+def _gelu_new(t: Tape, x: Tensor) -> Tensor:
+    """``0.5·x·(1 + tanh(√(2/π)·(x + 0.044715·x³)))``, written out in transformers' NewGELU."""
+    half = scale(t, x)
+    inner = scale(t, add(t, x, scale(t, power(t, x))))
+    return mul(t, half, shift(t, _from_output(t, inner)))
+
+
+def _quick_gelu(t: Tape, x: Tensor) -> Tensor:
+    """``x·σ(1.702·x)``."""
+    return mul(t, x, _from_output(t, scale(t, x)))
+
+
+def _relu_squared(t: Tape, x: Tensor) -> Tensor:
+    """``relu(x)²``."""
+    return power(t, _from_output(t, x))
+
+
+_COMPOSED = {
+    "gelu_new": _gelu_new,
+    "quick_gelu": _quick_gelu,
+    "relu2": _relu_squared,
+}
+
+
+def dropout(t: Tape, x: Tensor, probability: float) -> Tensor:
+    """``dropout`` in training: saves a mask of one byte an element; nothing at probability 0."""
+    if not probability or not t.training:
+        return x
+    mask = t.new(x.numel, 1)
+    kept = mask.storage
+
+    def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
+        _ = kept
+        return (t.new(grad.numel, grad.itemsize),)
+
+    return t.record(t.new(x.numel, x.itemsize), (x.node,), backward)
+
+
+def concat(t: Tape, parts: tuple[Tensor, ...]) -> Tensor:
+    """``cat``: a new tensor; gradients are slices of the incoming one (views)."""
+    sizes = tuple(part.numel for part in parts)
+    numel, itemsize = sum(sizes), max(part.itemsize for part in parts)
+    needs = tuple(part.requires_grad for part in parts)
+
+    def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
+        return tuple(
+            grad.view(size) if need else None for size, need in zip(sizes, needs, strict=True)
+        )
+
+    return t.record(t.new(numel, itemsize), tuple(part.node for part in parts), backward)
+
+
+def narrow(t: Tape, x: Tensor, numel: int) -> Tensor:
+    """A slice (``chunk``, ``[..., a:b]``): a view; its backward fills a tensor of x's size."""
+    full, itemsize = x.numel, x.itemsize
+    out = Tensor(numel, x.itemsize, x.storage)
+    return t.record(out, (x.node,), lambda grad: (t.new(full, itemsize),))
+
+
+def reduce_last(t: Tape, x: Tensor, width: int) -> Tensor:
+    """``mean``/``sum`` over the last dimension: the gradient is an expanded view, then divided."""
+    full = x.numel
+
+    def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
+        return (t.new(full, grad.itemsize),)
+
+    return t.record(t.new(x.numel // width, x.itemsize), (x.node,), backward)
+
+
+def weight_product(t: Tape, x: Tensor, weight: Param) -> Tensor:
+    """``weight * x`` with a vector weight (the scale of a norm, the vectors of IA³)."""
+    keep_x = x.storage if weight.trainable and t.grad_enabled else None
+    numel, itemsize = x.numel, max(x.itemsize, weight.itemsize)
+    x_itemsize, x_needs = x.itemsize, x.requires_grad
+
+    def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
+        _ = keep_x
+        dw = dx = None
+        if weight.trainable:
+            full = t.new(grad.numel, grad.itemsize)
+            dw = t.new(weight.numel, weight.itemsize, "gradients")
+            del full
+        if x_needs:
+            dx = t.new(grad.numel, grad.itemsize)
+            if dx.itemsize != x_itemsize:
+                dx = t.new(grad.numel, x_itemsize)
+        return dw, dx
+
+    edge = weight if weight.trainable else None
+    return t.record(t.new(numel, itemsize), (edge, x.node), backward)

@@ -1,0 +1,64 @@
+"""Matrix products of a weight: ``torch.nn.Linear`` and GPT-2's ``Conv1D``."""
+
+from vram_plan.estimator.tape import Param, Tape, Tensor
+
+
+def linear(t: Tape, x: Tensor, weight: Param, bias: Param | None, outputs: int) -> Tensor:
+    """``x @ W.T + b`` with x [tokens, inputs]: saves x where W learns; W where x needs a gradient.
+
+    The gradients are made in the order input, weight, bias (``mm``/``addmm`` in derivatives.yaml).
+    """
+    inputs = weight.numel // outputs
+    tokens = x.numel // inputs
+    trains, x_needs = weight.trainable, x.requires_grad
+    kept = x.storage if trains and t.grad_enabled else None
+    x_numel, x_itemsize = x.numel, x.itemsize
+
+    def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
+        _ = kept
+        db = None
+        if bias is not None and bias.trainable:
+            db = t.new(outputs, grad.itemsize, "gradients")
+        dx = t.new(x_numel, x_itemsize) if x_needs else None
+        dw = t.new(weight.numel, weight.itemsize, "gradients") if trains else None
+        return dx, dw, db
+
+    edges = (
+        x.node,
+        weight if trains else None,
+        bias if bias is not None and bias.trainable else None,
+    )
+    return t.record(t.new(tokens * outputs, x.itemsize), edges, backward)
+
+
+def cached_cast(t: Tape, weight: Param, itemsize: int, cache: dict[str, Tensor]) -> Param:
+    """The low-precision copy of an fp32 weight that autocast makes once and keeps until it exits.
+
+    ``aten/src/ATen/autocast_mode.cpp`` (torch 2.13.0), ``cached_cast``: only fp32 leaves that
+    require a gradient are cached; a frozen weight is cast again at every use.
+    """
+    copy = cache.get(weight.name)
+    if copy is None:
+        copy = t.new(weight.numel, itemsize, "temporaries")
+        if weight.trainable and t.grad_enabled:
+            cache[weight.name] = copy
+    return AutocastWeight(weight, copy, t)
+
+
+class AutocastWeight(Param):
+    """A weight copy in compute precision whose gradient is cast back to the weight's dtype."""
+
+    __slots__ = ("copy", "tape", "weight")
+
+    def __init__(self, weight: Param, copy: Tensor, tape: Tape) -> None:
+        super().__init__(
+            name=weight.name,
+            numel=weight.numel,
+            itemsize=copy.itemsize,
+            trainable=weight.trainable,
+        )
+        self.weight, self.copy, self.tape = weight, copy, tape
+
+    def accumulate(self, grad: Tensor) -> None:
+        """Cast the gradient to the weight's dtype, then keep or add it there."""
+        self.weight.accumulate(self.tape.new(grad.numel, self.weight.itemsize, "gradients"))

@@ -1,0 +1,64 @@
+"""Layer normalisations: the fused operator and the RMS norms that libraries write out."""
+
+from vram_plan.estimator.ops.elementwise import (
+    FP32_BYTES,
+    cast,
+    mul,
+    power,
+    reduce_last,
+    shift,
+    weight_product,
+)
+from vram_plan.estimator.tape import Param, Tape, Tensor
+
+
+def layer_norm(t: Tape, x: Tensor, weight: Param | None, bias: Param | None, width: int) -> Tensor:
+    """``torch.nn.LayerNorm``: saves its input and an fp32 mean and rstd per token.
+
+    ``native_layer_norm`` in derivatives.yaml; the CUDA kernel keeps mean and rstd in fp32 for
+    16-bit inputs (``aten/src/ATen/native/cuda/layer_norm_kernel.cu``).
+    """
+    rows = x.numel // width
+    out = t.new(x.numel, x.itemsize)
+    trained = tuple(p for p in (weight, bias) if p is not None and p.trainable)
+    if not t.needs(x.node, *trained):
+        return out
+    mean, rstd = t.new(rows, FP32_BYTES), t.new(rows, FP32_BYTES)
+    kept = (x.storage, mean.storage, rstd.storage)
+    numel, itemsize, needs = x.numel, x.itemsize, x.requires_grad
+
+    def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
+        _ = kept
+        dx = t.new(numel, itemsize) if needs else None
+        return (dx, *(t.new(p.numel, p.itemsize, "gradients") for p in trained))
+
+    return t.record(out, (x.node, *trained), backward)
+
+
+def rms_norm(t: Tape, x: Tensor, weight: Param | None, width: int) -> Tensor:
+    """``weight * (x.float() * rsqrt(mean(x.float()²) + ε)).to(dtype)``: LlamaRMSNorm.
+
+    transformers 5.23.0 ``models/llama/modeling_llama.py``. Left out: the fused kernels from the
+    hub, which are off unless asked for.
+    """
+    itemsize = x.itemsize
+    x = cast(t, x, FP32_BYTES)
+    variance = reduce_last(t, power(t, x), width)
+    x = mul(t, x, _rsqrt(t, shift(t, variance)))
+    x = cast(t, x, itemsize)
+    return x if weight is None else weight_product(t, x, weight)
+
+
+def _rsqrt(t: Tape, x: Tensor) -> Tensor:
+    """``rsqrt``: saves its output; ``-0.5 · grad · result³`` makes two temporaries."""
+    out = t.new(x.numel, x.itemsize)
+    kept = out.storage
+
+    def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
+        _ = kept
+        cube, halved = t.new(grad.numel, grad.itemsize), t.new(grad.numel, grad.itemsize)
+        del cube, halved
+        return (t.new(grad.numel, grad.itemsize),)
+
+    return t.record(out, (x.node,), backward)
+

@@ -1,0 +1,19 @@
+"""Rotary position embeddings."""
+
+from vram_plan.estimator.ops.elementwise import add, concat, mul, narrow, scale
+from vram_plan.estimator.tape import Tape, Tensor
+
+
+def rotate(t: Tape, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """``x * cos + rotate_half(x) * sin``: keeps only cos and sin.
+
+    ``apply_rotary_pos_emb`` of transformers 5.23.0 ``models/llama/modeling_llama.py``.
+    """
+    turned = mul(t, rotate_half(t, x), sin)
+    return add(t, mul(t, x, cos), turned)
+
+
+def rotate_half(t: Tape, x: Tensor) -> Tensor:
+    """``cat((-x2, x1))``."""
+    half = x.numel // 2
+    return concat(t, (scale(t, narrow(t, x, half)), narrow(t, x, half)))

@@ -1,0 +1,256 @@
+"""A symbolic autograd tape: sizes without data, with the lifetimes of PyTorch's eager mode.
+
+A composition (``blocks/``) is written like the library's ``forward``; running it on a tape
+allocates symbolic storages instead of memory. Three facts make the result exact rather than a
+rule of thumb:
+
+* a storage lives as long as something refers to it, as in PyTorch: a Python variable of the
+  composition, a node that saved it for the backward pass, or a gradient in flight. CPython's
+  reference counts do the bookkeeping on both sides.
+* every operator saves what ``derivatives.yaml`` (torch 2.13.0, ``tools/autograd``) says it saves,
+  and only where an input that needs it requires a gradient.
+* the backward pass runs nodes in reverse order of creation, frees what a node saved right after it
+  ran, and adds gradients of one tensor in place where it holds the last reference
+  (``torch/csrc/autograd/engine.cpp`` and ``input_buffer.cpp``, torch 2.13.0).
+
+Sizes are rounded up to 512 bytes, as the CUDA caching allocator rounds a block
+(``c10/cuda/CUDACachingAllocator.cpp``, ``kMinBlockSize``).
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from sys import getrefcount
+
+ROUNDING_BYTES = 512
+
+Backward = Callable[["Tensor"], "tuple[Tensor | None, ...]"]
+
+
+class Meter:
+    """Counts live bytes by component and remembers the moment of the peak."""
+
+    __slots__ = ("by_component", "live", "peak", "peak_by_component")
+
+    def __init__(self) -> None:
+        self.live = 0
+        self.peak = 0
+        self.by_component: dict[str, int] = {}
+        self.peak_by_component: dict[str, int] = {}
+
+    def take(self, nbytes: int, component: str) -> None:
+        """Add ``nbytes`` of ``component``."""
+        live = self.live = self.live + nbytes
+        by = self.by_component
+        by[component] = by.get(component, 0) + nbytes
+        if live > self.peak:
+            self.peak = live
+            self.peak_by_component = by.copy()
+
+    def give(self, nbytes: int, component: str) -> None:
+        """Remove ``nbytes`` of ``component``."""
+        self.live -= nbytes
+        self.by_component[component] -= nbytes
+
+    def mark(self) -> None:
+        """Start a new measurement: the peak is what lives now."""
+        self.peak = self.live
+        self.peak_by_component = self.by_component.copy()
+
+
+class Storage:
+    """Bytes that live until the last reference to this object goes."""
+
+    __slots__ = ("component", "meter", "nbytes")
+
+    def __init__(self, meter: Meter, nbytes: int, component: str) -> None:
+        self.nbytes = (nbytes + ROUNDING_BYTES - 1) // ROUNDING_BYTES * ROUNDING_BYTES
+        self.component = component
+        self.meter = meter
+        meter.take(self.nbytes, component)
+
+    def __del__(self) -> None:
+        self.meter.give(self.nbytes, self.component)
+
+
+class Tensor:
+    """A symbolic tensor: a number of elements, their size, a storage and the node that made it."""
+
+    __slots__ = ("itemsize", "node", "numel", "storage")
+
+    def __init__(
+        self, numel: int, itemsize: int, storage: Storage | None, node: "Node | None" = None
+    ) -> None:
+        self.numel = numel
+        self.itemsize = itemsize
+        self.storage = storage
+        self.node = node
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether a gradient flows back through this tensor."""
+        return self.node is not None
+
+    def view(self, numel: int | None = None) -> "Tensor":
+        """The same storage under another shape (``numel`` differs for slices and expansions)."""
+        return Tensor(
+            self.numel if numel is None else numel, self.itemsize, self.storage, self.node
+        )
+
+
+@dataclass(eq=False, slots=True)
+class Param:
+    """A weight. Its bytes are an entry of the ledger, not of the tape; its gradient is the tape's.
+
+    Attributes:
+        name: module path inside its segment, such as ``self_attn.q_proj.weight``.
+        numel: elements on this rank.
+        itemsize: bytes per element as held (0.5 for 4-bit codes never reaches the tape: a
+            quantized weight is a frozen one).
+        trainable: whether a gradient is made for it.
+        accumulates: a gradient is already there (second micro-batch, or a tied weight).
+    """
+
+    name: str
+    numel: int
+    itemsize: int
+    trainable: bool
+    accumulates: bool = False
+    grad: "Tensor | None" = None
+
+    def accumulate(self, grad: Tensor) -> None:
+        """Keep the gradient, or add it in place to the one that is there."""
+        if self.grad is None and not self.accumulates:
+            self.grad = grad
+
+
+class Node:
+    """One backward function with what it saved (held by the closure) and where gradients go."""
+
+    __slots__ = ("component", "edges", "fn", "grad")
+
+    def __init__(
+        self, fn: Backward, edges: "tuple[Node | Param | None, ...]", component: str
+    ) -> None:
+        self.fn: Backward | None = fn
+        self.edges = edges
+        self.component = component
+        self.grad: Tensor | None = None
+
+    def accumulate(self, grad: Tensor) -> None:
+        """Add an incoming gradient as ``InputBuffer::add`` does.
+
+        In place where nobody else refers to the stored one, else into a new tensor.
+        """
+        held = self.grad
+        if held is None:
+            self.grad = grad
+            return
+        storage = held.storage
+        # Two references: the tensor's attribute and the local name; getrefcount's argument is
+        # the third. The tensor itself is held by self.grad, by the local name and the argument.
+        if storage is not None and getrefcount(storage) <= 3 and getrefcount(held) <= 3:
+            return
+        meter_of = grad.storage or storage
+        if meter_of is not None:
+            nbytes = grad.numel * grad.itemsize
+            self.grad = Tensor(
+                grad.numel, grad.itemsize, Storage(meter_of.meter, nbytes, meter_of.component)
+            )
+
+
+class Tape:
+    """Runs a composition: allocates, records nodes while gradients are on, and plays them back."""
+
+    __slots__ = ("component", "grad_enabled", "meter", "nodes", "training")
+
+    def __init__(self, meter: Meter | None = None, *, training: bool = True) -> None:
+        self.meter = meter or Meter()
+        self.nodes: list[Node] = []
+        self.grad_enabled = training
+        self.training = training
+        self.component = "activations"
+
+    def new(self, numel: int, itemsize: int, component: str | None = None) -> Tensor:
+        """Allocate a tensor that no gradient flows through."""
+        return Tensor(
+            numel, itemsize, Storage(self.meter, numel * itemsize, component or self.component)
+        )
+
+    def record(
+        self, out: Tensor, edges: "tuple[Node | Param | None, ...]", fn: Backward
+    ) -> Tensor:
+        """Attach a backward function to ``out`` if any edge leads somewhere."""
+        if self.grad_enabled:
+            for edge in edges:
+                if edge is not None:
+                    node = Node(fn, edges, self.component)
+                    self.nodes.append(node)
+                    out.node = node
+                    break
+        return out
+
+    def needs(self, *edges: "Node | Param | None") -> bool:
+        """Whether an operator with these edges will be recorded."""
+        return self.grad_enabled and any(edge is not None for edge in edges)
+
+    def leaf(self, tensor: Tensor) -> "Leaf":
+        """Make ``tensor`` a leaf that requires a gradient and return where that gradient lands."""
+        leaf = Leaf()
+        tensor.node = leaf
+        return leaf
+
+    def backward(self, out: Node, numel: int, itemsize: int) -> None:
+        """Play the tape backwards from node ``out``, whose gradient has ``numel`` elements."""
+        nodes, outer = self.nodes, self.component
+        out.grad = self.new(numel, itemsize, "temporaries")
+        while nodes:
+            node = nodes.pop()
+            if node.grad is not None and node.fn is not None:
+                # What a backward function makes is in flight, except logits, kept by their name.
+                self.component = "logits" if node.component == "logits" else "temporaries"
+                self._run(node)
+            node.fn = None
+        self.component = outer
+
+    @staticmethod
+    def _run(node: Node) -> None:
+        grad, node.grad = node.grad, None
+        assert grad is not None
+        assert node.fn is not None
+        grads = list(node.fn(grad))
+        del grad
+        node.fn = None  # releases what was saved before the gradients travel on
+        grads.reverse()
+        for edge in node.edges:
+            result = grads.pop()
+            if edge is not None and result is not None:
+                edge.accumulate(result)
+            del result
+
+    @contextmanager
+    def no_grad(self) -> Iterator[None]:
+        """Run without recording, as the first forward of a checkpointed segment does."""
+        before, self.grad_enabled = self.grad_enabled, False
+        try:
+            yield
+        finally:
+            self.grad_enabled = before
+
+    @contextmanager
+    def scope(self, component: str) -> Iterator[None]:
+        """Count what is made inside under ``component``."""
+        before, self.component = self.component, component
+        try:
+            yield
+        finally:
+            self.component = before
+
+
+class Leaf(Node):
+    """The end of a gradient's way: an input of a segment that requires one."""
+
+    __slots__ = ()
+
+    def __init__(self) -> None:
+        super().__init__(lambda grad: (), (), "temporaries")
