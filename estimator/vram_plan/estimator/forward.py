@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
+from math import prod
 
 from vram_plan.estimator.methods.base import Method
 from vram_plan.estimator.ops import attention, elementwise
@@ -75,15 +76,17 @@ class Forward:
         """Tokens on this rank: batch · seq."""
         return self.batch * self.seq
 
-    def param(self, name: str, numel: int, kind: str) -> Param:
+    def param(self, name: str, shape: int | tuple[int, ...], kind: str) -> Param:
         """The base weight ``name`` (made on first use, the same afterwards)."""
         found = self.params.get(name)
         if found is None:
             how = self.how
             wide = kind in {"norm", "bias"}
+            dims = (shape,) if isinstance(shape, int) else shape
             found = self.params[name] = Param(
                 name=name,
-                numel=numel,
+                numel=prod(dims),
+                shape=dims,
                 itemsize=how.norm_bytes if wide else how.weights_bytes,
                 trainable=how.training and how.method.trains(name, kind, self.layer),
                 accumulates=not self.keeps_gradients,
@@ -108,7 +111,7 @@ class Forward:
 
     def _base_linear(self, name: str, shape: tuple[int, int], bias: bool, x: Tensor) -> Tensor:
         inputs, outputs = shape
-        weight = self.param(f"{name}.weight", inputs * outputs, "linear")
+        weight = self.param(f"{name}.weight", (outputs, inputs), "linear")
         offset = self.param(f"{name}.bias", outputs, "bias") if bias else None
         return self._product(x, weight, offset, outputs)
 
@@ -124,7 +127,7 @@ class Forward:
         inputs, rows = shape
         outputs = -(-rows // self.how.tensor)
         tied = self.spec.tie_word_embeddings
-        weight = self.param(f"{'embed_tokens' if tied else name}.weight", inputs * outputs, "head")
+        weight = self.param(f"{'embed_tokens' if tied else name}.weight", (outputs, inputs), "head")
         offset = self.param(f"{name}.bias", outputs, "bias") if self.spec.lm_head_bias else None
         return self._product(x, weight, offset, outputs)
 
@@ -150,7 +153,7 @@ class Forward:
     def embedding(self, name: str, ids: Tensor, rows: int, width: int) -> Tensor:
         """A table of ``rows`` vectors looked up by ``ids``."""
         kind = "position" if "position" in name or "wpe" in name else "embedding"
-        table = self.param(f"{name}.weight", rows * width, kind)
+        table = self.param(f"{name}.weight", (rows, width), kind)
         return embedding(self.t, ids, table, width)
 
     def add(self, a: Tensor, b: Tensor) -> Tensor:

@@ -109,6 +109,10 @@ class Param:
             quantized weight is a frozen one).
         trainable: whether a gradient is made for it.
         accumulates: a gradient is already there (second micro-batch, or a tied weight).
+        packed: held quantized; its bytes are an entry of the quantization.
+        added: belongs to the training method, not to the base model.
+        shape: its dimensions on this rank.
+        grad: the gradient, once made.
     """
 
     name: str
@@ -116,6 +120,9 @@ class Param:
     itemsize: int
     trainable: bool
     accumulates: bool = False
+    packed: bool = False
+    added: bool = False
+    shape: tuple[int, ...] = ()
     grad: "Tensor | None" = None
 
     def accumulate(self, grad: Tensor) -> None:

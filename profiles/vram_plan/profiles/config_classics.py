@@ -58,15 +58,19 @@ def gpt_bigcode(fields: Fields) -> Values:
 
 def _gpt2_like(fields: Fields, act: str) -> Values:
     values = _gpt(fields, length=1024)
-    return values | _BIASES | {
-        "hidden_act": fields.text("activation_function", default=act),
-        "position_embedding_type": "learned",
-        "position_embedding_rows": values["max_position_embeddings"],
-        "tie_word_embeddings": fields.flag("tie_word_embeddings", default=True),
-        "hidden_dropout": fields.share("resid_pdrop", default=0.1),
-        "embedding_dropout": fields.share("embd_pdrop", default=0.1),
-        "attention_dropout": fields.share("attn_pdrop", default=0.1),
-    }
+    return (
+        values
+        | _BIASES
+        | {
+            "hidden_act": fields.text("activation_function", default=act),
+            "position_embedding_type": "learned",
+            "position_embedding_rows": values["max_position_embeddings"],
+            "tie_word_embeddings": fields.flag("tie_word_embeddings", default=True),
+            "hidden_dropout": fields.share("resid_pdrop", default=0.1),
+            "embedding_dropout": fields.share("embd_pdrop", default=0.1),
+            "attention_dropout": fields.share("attn_pdrop", default=0.1),
+        }
+    )
 
 
 def gptj(fields: Fields) -> Values:
@@ -92,20 +96,26 @@ def gpt_neo(fields: Fields) -> Values:
     """GPT-Neo: local layers between global ones."""
     values = _sizes(fields, ("hidden_size",), "num_layers", "num_heads")
     length = fields.size("max_position_embeddings", default=2048)
-    return values | _BIASES | {
-        "attention_bias": False,
-        "intermediate_size": fields.size("intermediate_size", default=4 * values["hidden_size"]),
-        "hidden_act": fields.text("activation_function", default="gelu_new"),
-        "max_position_embeddings": length,
-        "position_embedding_type": "learned",
-        "position_embedding_rows": length,
-        "sliding_window": fields.whole("window_size", default=256),
-        "layer_types": _neo_layers(fields, values["num_hidden_layers"]),
-        "tie_word_embeddings": fields.flag("tie_word_embeddings", default=True),
-        "hidden_dropout": fields.share("resid_dropout"),
-        "embedding_dropout": fields.share("embed_dropout"),
-        "attention_dropout": fields.share("attention_dropout"),
-    }
+    return (
+        values
+        | _BIASES
+        | {
+            "attention_bias": False,
+            "intermediate_size": fields.size(
+                "intermediate_size", default=4 * values["hidden_size"]
+            ),
+            "hidden_act": fields.text("activation_function", default="gelu_new"),
+            "max_position_embeddings": length,
+            "position_embedding_type": "learned",
+            "position_embedding_rows": length,
+            "sliding_window": fields.whole("window_size", default=256),
+            "layer_types": _neo_layers(fields, values["num_hidden_layers"]),
+            "tie_word_embeddings": fields.flag("tie_word_embeddings", default=True),
+            "hidden_dropout": fields.share("resid_dropout"),
+            "embedding_dropout": fields.share("embed_dropout"),
+            "attention_dropout": fields.share("attention_dropout"),
+        }
+    )
 
 
 def _neo_layers(fields: Fields, layers: int) -> tuple[str, ...]:
@@ -117,9 +127,13 @@ def _neo_layers(fields: Fields, layers: int) -> tuple[str, ...]:
         for cycle, times in groups:  # type: ignore[attr-defined]  # JSON of any shape
             kinds += [names[kind] for kind in cycle] * min(int(times), 4096)
     except (TypeError, ValueError, KeyError, OverflowError):
-        raise fields.error("attention_types", "must look like [[['global', 'local'], 12]]") from None
+        raise fields.error(
+            "attention_types", "must look like [[['global', 'local'], 12]]"
+        ) from None
     if len(kinds) != layers:
-        raise fields.error("attention_types", f"names {len(kinds)} layers, num_layers says {layers}")
+        raise fields.error(
+            "attention_types", f"names {len(kinds)} layers, num_layers says {layers}"
+        )
     return tuple(kinds)
 
 
@@ -174,33 +188,41 @@ def opt(fields: Fields) -> Values:
 def bloom(fields: Fields) -> Values:
     """BLOOM: distances as a bias on the scores, a norm behind the embedding."""
     values = _sizes(fields, ("n_embed", "hidden_size"), "n_layer", "n_head")
-    return values | _BIASES | {
-        "intermediate_size": 4 * values["hidden_size"],
-        "hidden_act": "gelu_pytorch_tanh",  # BloomGelu, the tanh approximation
-        "position_embedding_type": "alibi",
-        "residual_from_layernorm": fields.flag("apply_residual_connection_post_layernorm"),
-        "tie_word_embeddings": fields.flag("tie_word_embeddings", default=True),
-        "hidden_dropout": fields.share("hidden_dropout"),
-        "attention_dropout": fields.share("attention_dropout"),
-    }
+    return (
+        values
+        | _BIASES
+        | {
+            "intermediate_size": 4 * values["hidden_size"],
+            "hidden_act": "gelu_pytorch_tanh",  # BloomGelu, the tanh approximation
+            "position_embedding_type": "alibi",
+            "residual_from_layernorm": fields.flag("apply_residual_connection_post_layernorm"),
+            "tie_word_embeddings": fields.flag("tie_word_embeddings", default=True),
+            "hidden_dropout": fields.share("hidden_dropout"),
+            "attention_dropout": fields.share("attention_dropout"),
+        }
+    )
 
 
 def falcon(fields: Fields) -> Values:
     """Falcon: 7B with one key and value head, 40B and 180B with groups and two norms."""
     values = _sizes(fields, ("n_embed", "hidden_size"), "num_hidden_layers", "num_attention_heads")
     bias = fields.flag("bias")
-    return values | _falcon_block(fields, values["num_attention_heads"]) | {
-        "intermediate_size": fields.size("ffn_hidden_size", default=4 * values["hidden_size"]),
-        "hidden_act": fields.text("activation", default="gelu"),
-        "max_position_embeddings": fields.size("max_position_embeddings", default=2048),
-        "position_embedding_type": "alibi" if fields.flag("alibi") else "rope",
-        "attention_bias": bias,
-        "attention_out_bias": bias,
-        "mlp_bias": bias,
-        "tie_word_embeddings": fields.flag("tie_word_embeddings", default=True),
-        "hidden_dropout": fields.share("hidden_dropout"),
-        "attention_dropout": fields.share("attention_dropout"),
-    }
+    return (
+        values
+        | _falcon_block(fields, values["num_attention_heads"])
+        | {
+            "intermediate_size": fields.size("ffn_hidden_size", default=4 * values["hidden_size"]),
+            "hidden_act": fields.text("activation", default="gelu"),
+            "max_position_embeddings": fields.size("max_position_embeddings", default=2048),
+            "position_embedding_type": "alibi" if fields.flag("alibi") else "rope",
+            "attention_bias": bias,
+            "attention_out_bias": bias,
+            "mlp_bias": bias,
+            "tie_word_embeddings": fields.flag("tie_word_embeddings", default=True),
+            "hidden_dropout": fields.share("hidden_dropout"),
+            "attention_dropout": fields.share("attention_dropout"),
+        }
+    )
 
 
 def _falcon_block(fields: Fields, heads: int) -> Values:

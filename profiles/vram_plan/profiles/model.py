@@ -4,58 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vram_plan.profiles.model_checks import POSITION_EMBEDDINGS, QK_NORMS, check
+
 __all__ = ["POSITION_EMBEDDINGS", "QK_NORMS", "ModelSpec"]
-
-POSITION_EMBEDDINGS = ("rope", "learned", "sinusoidal", "alibi", "relative", "none")
-QK_NORMS = ("none", "head", "per-head", "full")
-
-# Far above any published model: a typing error must not become a loop over a billion layers.
-_LIMITS = {
-    "num_hidden_layers": 4096,
-    "num_decoder_layers": 4096,
-    "num_experts": 65_536,
-    "vocab_size": 2**31,
-    "decoder_vocab_size": 2**31,
-    "max_position_embeddings": 2**31,
-    "position_embedding_rows": 2**31,
-    "sliding_window": 2**31,
-}
-_DEFAULT_LIMIT = 2**24
-_AT_LEAST_ONE = (
-    "hidden_size",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "intermediate_size",
-    "vocab_size",
-    "num_hidden_groups",
-    "inner_group_num",
-    "decoder_sparse_step",
-)
-_AT_LEAST_ZERO = (
-    "num_hidden_layers",
-    "num_decoder_layers",
-    "decoder_attention_heads",
-    "decoder_intermediate_size",
-    "decoder_vocab_size",
-    "max_position_embeddings",
-    "position_embedding_rows",
-    "type_vocab_size",
-    "embedding_size",
-    "sliding_window",
-    "relative_attention_num_buckets",
-    "num_experts",
-    "num_experts_per_tok",
-    "moe_intermediate_size",
-    "shared_expert_intermediate_size",
-    "first_k_dense_replace",
-    "q_lora_rank",
-    "kv_lora_rank",
-    "qk_nope_head_dim",
-    "qk_rope_head_dim",
-    "v_head_dim",
-)
-_SHARES = ("hidden_dropout", "attention_dropout", "embedding_dropout", "activation_dropout")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,8 +23,8 @@ class ModelSpec:
         source: Where the figures were read: a URL, a path or a paper.
         note: A sentence for the output when the model is not an exact one, else empty.
         nominal_parameters: For size classes: weights count as exactly this many parameters.
-        model_type: HF's string; selects the composition of a block. Two are ours: ``chatglm1``
-            (ChatGLM-6B, whose config says ``chatglm`` like its successors) and ``qwen`` stays v1.
+        model_type: HF's string; selects the composition of a block. One is ours: ``chatglm1``
+            (ChatGLM-6B, whose config says ``chatglm`` like that of its successors).
         torch_dtype: Data type of the published weights (``bfloat16``), or empty.
         quantization_method: ``quant_method`` of the published weights (``mxfp4``, ``fp8``).
         is_encoder_decoder: Has an encoder and a decoder (T5, BART, Marian).
@@ -105,6 +56,9 @@ class ModelSpec:
         max_position_embeddings: The longest sequence the config declares, 0 if unlimited.
         partial_rotary_factor: Share of a head that the rotary embedding turns.
         relative_attention_num_buckets: Rows of the table of relative positions.
+        pos_att_type: DeBERTa: the terms that use it, ``c2p`` and ``p2c``.
+        share_att_key: DeBERTa: they use the projections of queries and keys.
+        conv_kernel_size: DeBERTa: width of a convolution beside the first block.
         type_vocab_size: Rows of the token-type table.
         attention_bias: q, k and v projections have a bias.
         attention_out_bias: The projection out of attention has a bias.
@@ -179,6 +133,9 @@ class ModelSpec:
     max_position_embeddings: int = 0
     partial_rotary_factor: float = 1.0
     relative_attention_num_buckets: int = 0
+    pos_att_type: tuple[str, ...] = ()
+    share_att_key: bool = False
+    conv_kernel_size: int = 0
     type_vocab_size: int = 0
 
     attention_bias: bool = False
@@ -219,66 +176,7 @@ class ModelSpec:
     activation_dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        for field in _AT_LEAST_ONE:
-            self._require_range(field, 1)
-        for field in _AT_LEAST_ZERO:
-            self._require_range(field, 0)
-        for field in _SHARES:
-            if not 0 <= getattr(self, field) <= 1:
-                raise ValueError(f"{self.name}: {field} must be between 0 and 1")
-        self._check_attention()
-        self._check_layers()
-        self._check_experts()
-
-    def _require_range(self, field: str, least: int) -> None:
-        value, most = getattr(self, field), _LIMITS.get(field, _DEFAULT_LIMIT)
-        if not least <= value <= most:
-            raise ValueError(
-                f"{self.name}: {field} must be between {least:,} and {most:,}, got {value:,}"
-            )
-
-    def _check_attention(self) -> None:
-        if self.num_attention_heads % self.num_key_value_heads:
-            raise ValueError(
-                f"{self.name}: num_attention_heads ({self.num_attention_heads}) must be a multiple "
-                f"of num_key_value_heads ({self.num_key_value_heads})"
-            )
-        if self.position_embedding_type not in POSITION_EMBEDDINGS:
-            raise ValueError(
-                f"{self.name}: position_embedding_type must be one of "
-                f"{', '.join(POSITION_EMBEDDINGS)}, got {self.position_embedding_type!r}"
-            )
-        if self.qk_norm not in QK_NORMS:
-            raise ValueError(
-                f"{self.name}: qk_norm must be one of {', '.join(QK_NORMS)}, got {self.qk_norm!r}"
-            )
-        if self.is_latent and not (self.qk_head_dim and self.v_head_dim):
-            raise ValueError(
-                f"{self.name}: latent attention (kv_lora_rank {self.kv_lora_rank}) needs "
-                "qk_nope_head_dim, qk_rope_head_dim and v_head_dim"
-            )
-
-    def _check_layers(self) -> None:
-        if self.layer_types and len(self.layer_types) != self.num_hidden_layers:
-            raise ValueError(
-                f"{self.name}: layer_types names {len(self.layer_types)} layers, "
-                f"num_hidden_layers says {self.num_hidden_layers}"
-            )
-        if self.num_hidden_layers + self.num_decoder_layers < 1:
-            raise ValueError(f"{self.name}: num_hidden_layers must be at least 1")
-        if self.nominal_parameters is not None and self.nominal_parameters < 1:
-            raise ValueError(f"{self.name}: nominal_parameters must be at least 1")
-
-    def _check_experts(self) -> None:
-        if not self.num_experts:
-            return
-        if not 1 <= self.num_experts_per_tok <= self.num_experts:
-            raise ValueError(
-                f"{self.name}: num_experts_per_tok ({self.num_experts_per_tok}) must be between 1 "
-                f"and the number of experts ({self.num_experts})"
-            )
-        if not self.moe_intermediate_size:
-            raise ValueError(f"{self.name}: moe_intermediate_size must be at least 1")
+        check(self)
 
     @property
     def query_dim(self) -> int:

@@ -78,9 +78,7 @@ def register(library: torch.library.Library) -> None:
     for name in FP32_SET_OPT_DTYPE:
         library.impl(name, _to_fp32(_operator(name)), "AutocastCPU", allow_override=True)
     for name in FALLTHROUGH:
-        library.impl(
-            name, torch.library.fallthrough_kernel, "AutocastCPU", allow_override=True
-        )
+        library.impl(name, torch.library.fallthrough_kernel, "AutocastCPU", allow_override=True)
 
 
 def _operator(name: str) -> Any:

@@ -50,6 +50,8 @@ def build_model(config: TraceConfig) -> torch.nn.Module:
 
     shape = model_config(config.config)
     shape.use_cache = False
+    if shape.is_encoder_decoder and getattr(shape, "decoder_start_token_id", None) is None:
+        shape.decoder_start_token_id = 0
     task = task_of(shape, config.task)
     auto = {
         "causal-lm": transformers.AutoModelForCausalLM,

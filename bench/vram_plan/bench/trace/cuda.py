@@ -39,9 +39,7 @@ def _softmax(
     return op(converted, dim, False)
 
 
-def _softmax_int(
-    tensor: torch.Tensor, dim: int, dtype: torch.dtype | None = None
-) -> torch.Tensor:
+def _softmax_int(tensor: torch.Tensor, dim: int, dtype: torch.dtype | None = None) -> torch.Tensor:
     return _softmax(tensor, dim, dtype, op=torch.ops.aten._softmax)
 
 

@@ -28,6 +28,7 @@ class ModulePaths:
         self._by_number: dict[int, str] = {}
         self._handles: list[Any] = []
         self.on_exit: Callable[[torch.nn.Module], None] | None = None
+        self.root = "model"
 
     def __enter__(self) -> "ModulePaths":
         self._handles = [
@@ -53,7 +54,7 @@ class ModulePaths:
     def current(self) -> tuple[str, bool]:
         """The running module's path, and whether a backward node is at work."""
         if self.stack:
-            path = self.stack[-1]
+            path = self.stack[-1] or self.root
             if torch.is_grad_enabled():
                 self._by_number[torch._C._autograd._get_sequence_nr() - 1] = path
             return path, False
@@ -74,6 +75,6 @@ class ModulePaths:
 def shorten(name: str) -> str:
     """The path without PEFT's prefixes."""
     for prefix in _WRAPPERS:
-        if name.startswith(prefix):
-            return name.removeprefix(prefix)
+        if f"{name}.".startswith(prefix):
+            return f"{name}.".removeprefix(prefix).removesuffix(".")
     return name

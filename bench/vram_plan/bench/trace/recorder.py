@@ -30,9 +30,7 @@ class Recorder(TorchDispatchMode):
         self.paths = paths
         self.rules = rules
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operator and note the storages of its results."""
         kwargs = kwargs or {}
         log = self.log

@@ -10,7 +10,7 @@ import torch
 from vram_plan.bench.trace.build import DTYPES, build_model, materialize
 from vram_plan.bench.trace.config import TraceConfig
 from vram_plan.bench.trace.cuda import CudaRules
-from vram_plan.bench.trace.modules import ModulePaths
+from vram_plan.bench.trace.modules import ModulePaths, shorten
 from vram_plan.bench.trace.optimizers import make_optimizer
 from vram_plan.bench.trace.recorder import Recorder
 from vram_plan.bench.trace.rules import CpuRules, DeviceRules
@@ -23,13 +23,21 @@ __all__ = ["run_fake"]
 class _Run:
     """One model's steps with the account of their memory."""
 
-    def __init__(self, config: TraceConfig, model: Any, log: StorageLog) -> None:
+    def __init__(
+        self,
+        config: TraceConfig,
+        model: Any,
+        log: StorageLog,
+        paths: ModulePaths,
+        marks: dict[str, int],
+    ) -> None:
+        self.paths = paths
+        self.marks = marks
         self.config = config
         self.model = model
         self.log = log
         self.trainable = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(config.optimizer, self.trainable)
-        self.marks: dict[str, int] = {}
 
     def step(self, batch: dict[str, torch.Tensor]) -> None:
         """One optimizer step of ``grad_accum`` micro-batches."""
@@ -64,6 +72,7 @@ class _Run:
 
     def enter(self, phase: str) -> None:
         self.log.phase = phase
+        self.paths.root = "model"
 
     def mark(self, name: str) -> None:
         self.marks[name] = len(self.log.events)
@@ -99,10 +108,11 @@ def run_fake(config: TraceConfig) -> Trace:
         materialize(model, lambda shape, dtype: torch.empty(shape, dtype=dtype, device="cpu"))
         _note_model(log, model)
         paths = stack.enter_context(ModulePaths(model))
-        _mark_loss(model, paths, log)
+        marks: dict[str, int] = {}
+        _mark_loss(model, paths, log, marks)
         stack.enter_context(Recorder(log, paths, rules))
-        batch = make_batch(config, model)
-        run = _Run(config, model, log)
+        batch = make_batch(config, log)
+        run = _Run(config, model, log, paths, marks)
         for number in range(config.steps):
             if number == config.steps - 1:
                 log.phase = "start"
@@ -123,45 +133,54 @@ def run_fake(config: TraceConfig) -> Trace:
     )
 
 
-def make_batch(config: TraceConfig, model: Any) -> dict[str, torch.Tensor]:
+def make_batch(config: TraceConfig, log: StorageLog) -> dict[str, torch.Tensor]:
     """Token ids of fixed length, themselves the labels."""
     ids = torch.zeros((config.batch, config.seq), dtype=torch.long)
     labels = ids
     if config.target_seq is not None:
         labels = torch.zeros((config.batch, config.target_seq), dtype=torch.long)
-    del model
+    for tensor in (ids, labels):
+        block = log.block_of(tensor)
+        if block is not None:
+            block.component = "buffers"
+            block.op = "batch"
     return {"input_ids": ids, "labels": labels}
 
 
 def _note_model(log: StorageLog, model: Any) -> None:
     for name, parameter in model.named_parameters():
-        block = log.see(parameter, "parameter", name)
+        block = log.see(parameter, "parameter", shorten(name))
         if block is not None:
             block.component = "weights"
     for name, buffer in model.named_buffers():
-        block = log.see(buffer, "buffer", name)
+        block = log.see(buffer, "buffer", shorten(name))
         if block is not None:
             block.component = "buffers"
 
 
-def _mark_loss(model: Any, paths: ModulePaths, log: StorageLog) -> None:
+def _mark_loss(model: Any, paths: ModulePaths, log: StorageLog, marks: dict[str, int]) -> None:
     """The loss begins when the head's last linear layer has run."""
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
 
     def leave(module: Any) -> None:
         if module is head and log.phase == "forward":
+            marks["forward_end"] = len(log.events)
             log.phase = "loss"
+            paths.root = "loss"
 
     paths.on_exit = leave
 
 
 def _classify(log: StorageLog, model: Any) -> None:
     """Name the components that were not named when their blocks were made."""
+    vocab = model.config.get_text_config().vocab_size
     for event in log.events:
         block = event.block
         if block.component:
             continue
-        if block.phase in ("forward", "loss") or block.recomputed:
+        if vocab in block.shape[-2:] and block.dtype in ("fp32", "bf16", "fp16"):
+            block.component = "logits"
+        elif block.phase in ("forward", "loss") or block.recomputed:
             block.component = "activations"
         else:
             block.component = "temporaries"

@@ -1,5 +1,6 @@
 """What a trace saw: allocations and frees in order, and the questions one asks of them."""
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -146,19 +147,23 @@ class Trace:
             sums[block.component] = sums.get(block.component, 0) + block.bytes
         return sums
 
-    def print_peak(self, phase: str | None = None, rows: int = 60) -> None:
-        """Print what is alive at the peak."""
+    def print_peak(
+        self, phase: str | None = None, rows: int = 60, *, collapse: bool = False
+    ) -> None:
+        """Print what is alive at the peak; ``collapse`` takes all layers together."""
         index = self.peak_index(phase)
         event = self.events[index]
         print(
             f"peak of {phase or 'the step'}: {event.live:,} bytes in {event.phase} "
             f"(event {index}: {event.block.op} in {event.block.module or '-'})"
         )
-        self.print_blocks(self.alive_at_peak(phase), rows)
+        self.print_blocks(self.alive_at_peak(phase), rows, collapse=collapse)
 
-    def print_blocks(self, blocks: Iterable[Block], rows: int = 60) -> None:
+    def print_blocks(
+        self, blocks: Iterable[Block], rows: int = 60, *, collapse: bool = False
+    ) -> None:
         """Print blocks, grouped by component, phase, module, op, shape and dtype."""
-        for line in _table(blocks, rows):
+        for line in _table(blocks, rows, collapse):
             print(line)
 
     def summary(self) -> str:
@@ -172,11 +177,12 @@ def _under(path: str, module: str) -> bool:
     return path == module or path.startswith(module + ".")
 
 
-def _table(blocks: Iterable[Block], rows: int) -> Iterator[str]:
+def _table(blocks: Iterable[Block], rows: int, collapse: bool) -> Iterator[str]:
     groups: dict[tuple[str, ...], list[int]] = {}
     for block in blocks:
         shape = "x".join(map(str, block.shape)) or "scalar"
-        key = (block.component, block.phase, block.module, block.op, shape, block.dtype)
+        module = re.sub(r"\b\d+\b", "*", block.module) if collapse else block.module
+        key = (block.component, block.phase, module, block.op, shape, block.dtype)
         groups.setdefault(key, []).append(block.bytes)
     total = sum(sum(sizes) for sizes in groups.values())
     yield f"{total:>18,}  total of {sum(map(len, groups.values()))} tensors"

@@ -1,0 +1,61 @@
+"""The words of the command line: every choice an option has."""
+
+TASKS = ("sft", "pretrain", "inference")
+METHODS = (
+    "full",
+    "freeze",
+    "bitfit",
+    "lora",
+    "rslora",
+    "dora",
+    "adalora",
+    "qlora",
+    "moelora",
+    "ia3",
+    "adapter-houlsby",
+    "adapter-pfeiffer",
+    "adapter-fusion",
+    "prompt",
+    "prefix",
+    "p-tuning",
+    "p-tuning-v2",
+    "mam",
+    "unipelt",
+)
+LORA_FAMILY = ("lora", "rslora", "dora", "adalora", "qlora", "moelora")
+WHOLE_MODEL = ("full", "freeze", "bitfit")
+"""Methods that train weights of the model itself and add none."""
+ENGINES = ("torch", "ddp", "deepspeed", "fsdp1", "fsdp2", "megatron", "device-map")
+ZERO_STAGES = (0, 1, 2, 3)
+FSDP_STRATEGIES = ("full-shard", "grad-op", "hybrid-shard")
+PIPELINE_SCHEDULES = ("naive", "gpipe", "1f1b", "interleaved")
+OFFLOADS = ("none", "optimizer", "optimizer+params", "activations")
+OFFLOAD_DEVICES = ("cpu", "nvme")
+PRECISIONS = ("bf16", "fp16", "fp32")
+WEIGHTS_DTYPES = ("bf16", "fp16", "fp32", "int8")
+ADAPTER_DTYPES = ("fp32", "bf16", "fp16")
+QUANTIZATIONS = ("none", "int8", "nf4", "fp4", "gptq4")
+OPTIMIZERS = (
+    "adamw",
+    "adamw-fused",
+    "adamw-for-loop",
+    "adamw-8bit",
+    "paged-adamw",
+    "paged-adamw-8bit",
+    "adafactor",
+    "lion",
+    "sgd",
+    "sgd-momentum",
+    "rmsprop",
+    "muon",
+    "one-bit-adam",
+)
+CHECKPOINTINGS = ("none", "selective", "full", "offload")
+ATTENTIONS = ("flash", "sdpa", "eager", "block-sparse")
+LOSSES = ("hf", "fused-ce", "chunked", "liger")
+KV_DTYPES = ("bf16", "fp16", "fp32", "fp8", "int8")
+PROMPT_ENCODERS = ("mlp", "lstm")
+FUSED_KERNELS = ("rmsnorm", "rope", "swiglu")
+
+BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1, "int8": 1}
+"""Bytes per element of a dtype."""

@@ -1,0 +1,149 @@
+"""A training configuration with every option resolved."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from vram_plan.estimator.choices import BYTES, LORA_FAMILY
+from vram_plan.profiles.gpus import GpuSpec
+from vram_plan.profiles.model import ModelSpec
+from vram_plan.profiles.nodes import NodeSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ZeroSizes:
+    """DeepSpeed's buffer sizes, in elements (not bytes), as its JSON names them.
+
+    Defaults: ``deepspeed/runtime/zero/config.py``, DeepSpeed 0.19.8.
+    """
+
+    reduce_bucket_size: int = 500_000_000
+    allgather_bucket_size: int = 500_000_000
+    overlap_comm: bool = False
+    contiguous_gradients: bool = True
+    stage3_prefetch_bucket_size: int = 50_000_000
+    stage3_param_persistence_threshold: int = 100_000
+    stage3_max_live_parameters: int = 1_000_000_000
+    stage3_max_reuse_distance: int = 1_000_000_000
+    sub_group_size: int = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """Every option under its command-line name; ``resolve.resolve`` builds one.
+
+    Attributes:
+        model: the architecture.
+        gpu: the GPU asked about, or None for all in the catalogue.
+        node: the machine a rank runs in (host memory, NVMe).
+        zero: DeepSpeed's stage, None without DeepSpeed.
+        fsdp: FSDP's strategy, empty without FSDP.
+        zero_sizes: DeepSpeed's bucket sizes.
+        weights_dtype: dtype of the base weights as held.
+        precision: dtype of matrix products.
+        micro_batch: sequences per data-parallel rank in one forward pass.
+        seq_len: tokens per sequence (of the target, for encoder-decoders).
+        source_len: tokens per source sequence of an encoder-decoder, else 0.
+        freeze_layers: blocks at the bottom that do not learn (``--method freeze``).
+        assumptions: sentences the output repeats.
+    """
+
+    model: ModelSpec
+    task: str = "sft"
+    method: str = "full"
+    lora_rank: int = 16
+    lora_targets: str = "all-linear"
+    adapter_dtype: str = "fp32"
+    adapter_size: int = 64
+    freeze_layers: int = 0
+    virtual_tokens: int = 20
+    prompt_encoder: str = "mlp"
+    prompt_encoder_size: int = 128
+    gpus: int = 1
+    gpus_per_node: int = 1
+    gpu: GpuSpec | None = None
+    node: NodeSpec | None = None
+    engine: str = "torch"
+    zero: int | None = None
+    zero_sizes: ZeroSizes = ZeroSizes()
+    fsdp: str = ""
+    tp: int = 1
+    pp: int = 1
+    cp: int = 1
+    ep: int = 1
+    sequence_parallel: bool = False
+    pp_schedule: str = "1f1b"
+    virtual_pipeline: int = 1
+    offload: str = "none"
+    offload_device: str = "cpu"
+    precision: str = "bf16"
+    weights_dtype: str = "bf16"
+    quantization: str = "none"
+    double_quant: bool = False
+    optimizer: str = "adamw"
+    micro_batch: int = 1
+    seq_len: int = 2048
+    source_len: int = 0
+    grad_accum: int = 1
+    checkpointing: str = "none"
+    attention: str = "flash"
+    attention_density: float = 1.0
+    loss: str = "hf"
+    kv_dtype: str = "bf16"
+    fused_kernels: tuple[str, ...] = ()
+    assumptions: tuple[str, ...] = ()
+
+    @property
+    def training(self) -> bool:
+        """Whether anything is learned."""
+        return self.task != "inference"
+
+    @property
+    def data_parallel(self) -> int:
+        """Ranks that see different data: gpus / (tp · pp · cp)."""
+        return self.gpus // (self.tp * self.pp * self.cp)
+
+    @property
+    def shard_ranks(self) -> int:
+        """Ranks over which ZeRO, FSDP and Megatron's distributed optimizer divide states.
+
+        Context-parallel ranks hold the same weights, so they share them as data ranks do.
+        """
+        return self.data_parallel * self.cp
+
+    @property
+    def autocast(self) -> bool:
+        """``torch.autocast`` over fp32 weights."""
+        return (
+            self.training
+            and self.weights_dtype == "fp32"
+            and self.precision != "fp32"
+            and self.engine in {"torch", "ddp", "device-map"}
+        )
+
+    @property
+    def weights_bytes(self) -> int:
+        """Bytes per element of unquantized base weights."""
+        return BYTES[self.weights_dtype]
+
+    @property
+    def compute_bytes(self) -> int:
+        """Bytes per element in matrix products."""
+        return BYTES[self.precision]
+
+    @property
+    def is_lora(self) -> bool:
+        """Whether linear layers get low-rank pairs."""
+        return self.method in LORA_FAMILY
+
+    def options(self) -> dict[str, object]:
+        """Every option by its command-line name with underscores, as plain values."""
+        plain: dict[str, object] = {}
+        for field in fields(self):
+            if field.name in {"assumptions", "zero_sizes", "model", "gpu", "node"}:
+                continue
+            value = getattr(self, field.name)
+            plain[field.name] = list(value) if isinstance(value, tuple) else value
+        plain["model"] = self.model.name
+        plain["gpu"] = self.gpu.name if self.gpu else None
+        return plain

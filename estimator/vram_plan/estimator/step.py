@@ -1,0 +1,166 @@
+"""The instants of a training step: what is alive in each, from the costs of a chain."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from vram_plan.estimator.chain import Link
+from vram_plan.estimator.ledger import Entry
+from vram_plan.estimator.simulate import Bytes
+
+FORWARD, LOSS = "forward", "loss"
+LOSS_BACKWARD, EMBEDDING_BACKWARD = "loss_backward", "embedding_backward"
+BACKWARD_LAST, BACKWARD_FIRST = "backward_last_layer", "backward_first_layer"
+CLIPPING, OPTIMIZER_STEP = "gradient_clipping", "optimizer_step"
+PASSES = (FORWARD, LOSS, LOSS_BACKWARD, BACKWARD_LAST, BACKWARD_FIRST, EMBEDDING_BACKWARD)
+"""Instants of the forward and backward pass, in order."""
+TRAINING = (*PASSES, CLIPPING, OPTIMIZER_STEP)
+
+TAPE_SOURCE = "torch 2.13.0 tools/autograd/derivatives.yaml, transformers 5.23.0 modeling code"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moment:
+    """The fullest moment of one segment's pass within the whole step.
+
+    Attributes:
+        instant: the instant it stands for.
+        where: the segment.
+        earlier: activations that earlier (not yet finished) segments keep.
+        inside: what is alive inside the segment, by component.
+        gradients: weight gradients that later segments have left.
+    """
+
+    instant: str
+    where: str
+    earlier: Bytes
+    inside: Bytes
+    gradients: int
+
+    @property
+    def total(self) -> int:
+        """Bytes alive, without what lives all the time."""
+        return sum(self.earlier.values()) + sum(self.inside.values()) + self.gradients
+
+
+def moments(links: tuple[Link, ...]) -> dict[str, Moment]:
+    """The fullest moment of every instant of the forward and backward pass."""
+    best: dict[str, Moment] = {}
+    for moment in _all_moments(links):
+        known = best.get(moment.instant)
+        if known is None or moment.total > known.total:
+            best[moment.instant] = moment
+    return best
+
+
+def _all_moments(links: tuple[Link, ...]) -> Iterator[Moment]:
+    earlier: Bytes = {}
+    layers = [i for i, link in enumerate(links) if link.segment.kind == "layer"]
+    gradients_after = _suffix_sums([link.cost.gradients * link.count for link in links])
+    for i, link in enumerate(links):
+        cost, kind = link.cost, link.segment.kind
+        before_last = _plus(earlier, cost.saved, link.count - 1)
+        where = _where(link, link.count - 1)
+        forward = LOSS if kind == "head" else FORWARD
+        yield Moment(
+            instant=forward, where=where, earlier=before_last, inside=cost.forward, gradients=0
+        )
+        if cost.backward:
+            later = gradients_after[i + 1]
+            last = _instant(kind, i == layers[-1] if layers else False)
+            yield Moment(
+                instant=last, where=where, earlier=before_last, inside=cost.backward, gradients=later
+            )
+            if link.count > 1:
+                later += (link.count - 1) * cost.gradients
+                first = _instant(kind, False)
+                yield Moment(
+                    instant=first,
+                    where=_where(link, 0),
+                    earlier=dict(earlier),
+                    inside=cost.backward,
+                    gradients=later,
+                )
+        earlier = _plus(earlier, cost.saved, link.count)
+
+
+def _instant(kind: str, last: bool) -> str:
+    if kind == "layer":
+        return BACKWARD_LAST if last else BACKWARD_FIRST
+    return LOSS_BACKWARD if kind == "head" else EMBEDDING_BACKWARD
+
+
+def _where(link: Link, offset: int) -> str:
+    return f"{link.segment.name}.{link.first + offset}" if link.first >= 0 else link.segment.name
+
+
+def _plus(base: Bytes, extra: Bytes, times: int) -> Bytes:
+    result = dict(base)
+    for component, nbytes in extra.items():
+        result[component] = result.get(component, 0) + nbytes * times
+    return result
+
+
+def _suffix_sums(values: list[int]) -> list[int]:
+    sums = [0]
+    for value in reversed(values):
+        sums.append(sums[-1] + value)
+    return sums[::-1]
+
+
+def pass_entries(links: tuple[Link, ...]) -> list[Entry]:
+    """Ledger entries of the forward and backward pass."""
+    entries: list[Entry] = []
+    for moment in moments(links).values():
+        alive = frozenset({moment.instant})
+        for component, nbytes in moment.earlier.items():
+            entries.append(
+                Entry(
+                    component=component,
+                    name=f"kept for the backward pass before {moment.where}",
+                    bytes=nbytes,
+                    formula=_kept_formula(links, moment.where),
+                    source=TAPE_SOURCE,
+                    alive=alive,
+                )
+            )
+        for component, nbytes in moment.inside.items():
+            entries.append(
+                Entry(
+                    component=component,
+                    name=f"alive in {moment.where} at its fullest moment",
+                    bytes=nbytes,
+                    formula=f"tape of {moment.where}: live {component} at its peak",
+                    source=TAPE_SOURCE,
+                    alive=alive,
+                )
+            )
+        if moment.gradients:
+            entries.append(
+                Entry(
+                    component="gradients",
+                    name=f"gradients of what comes after {moment.where}",
+                    bytes=moment.gradients,
+                    formula="weight gradients of finished segments",
+                    source="torch 2.13.0 torch/csrc/autograd/functions/accumulate_grad.h",
+                    alive=alive,
+                )
+            )
+    return entries
+
+
+def _kept_formula(links: tuple[Link, ...], where: str) -> str:
+    parts = []
+    for link in links:
+        if _where(link, link.count - 1) == where:
+            break
+        kept = sum(link.cost.saved.values())
+        if kept:
+            parts.append(f"{link.count} × {kept:,} ({link.segment.name})")
+    return " + ".join(parts) or "the same kept bytes for each earlier layer"
+
+
+def gradient_bytes(links: tuple[Link, ...]) -> int:
+    """All weight gradients that the backward pass leaves."""
+    return sum(link.cost.gradients * link.count for link in links)
