@@ -24,6 +24,7 @@ class Treatment:
     Attributes:
         method: the training method.
         compute_bytes: bytes per element of activations outside autocast (4 for fp32 weights).
+        adapter_bytes: bytes per element of weights that the method adds.
         weights_bytes: bytes per element of the base weights as held.
         norm_bytes: the same for norms and biases (fp32 after k-bit preparation).
         autocast: ``torch.autocast`` casts the inputs of matrix products to 16 bits.
@@ -33,12 +34,14 @@ class Treatment:
         attention_density: share of the scores that block-sparse attention computes.
         loss: ``hf``, ``fused-ce``, ``chunked`` or ``liger``.
         tensor: ranks that split heads, feed-forward and vocabulary (tensor parallelism).
+        expert: ranks that divide the experts of a sparse layer (expert parallelism).
         sequence_parallel: norms and residuals are split over the tensor ranks too.
         training: dropout is on and gradients are recorded.
     """
 
     method: Method = field(default_factory=Method)
     compute_bytes: int = 2
+    adapter_bytes: int = 4
     weights_bytes: int = 2
     norm_bytes: int = 2
     autocast: bool = False
@@ -48,6 +51,7 @@ class Treatment:
     attention_density: float = 1.0
     loss: str = "hf"
     tensor: int = 1
+    expert: int = 1
     sequence_parallel: bool = False
     training: bool = True
 
@@ -93,6 +97,30 @@ class Forward:
             )
         return found
 
+    def added_param(self, name: str, shape: tuple[int, ...], *, trainable: bool = True) -> Param:
+        """A weight that the training method adds."""
+        found = self.params.get(name)
+        if found is None:
+            found = self.params[name] = Param(
+                name=name,
+                numel=prod(shape),
+                shape=shape,
+                itemsize=self.how.adapter_bytes,
+                trainable=trainable and self.how.training,
+                accumulates=not self.keeps_gradients,
+                added=True,
+            )
+        return found
+
+    def added_linear(
+        self, name: str, x: Tensor, shape: tuple[int, int], *, bias: bool = False
+    ) -> Tensor:
+        """A linear layer [inputs, outputs] that the training method adds."""
+        inputs, outputs = shape
+        weight = self.added_param(f"{name}.weight", (outputs, inputs))
+        offset = self.added_param(f"{name}.bias", (outputs,)) if bias else None
+        return self.product(x, weight, offset, outputs)
+
     def linear(
         self, name: str, x: Tensor, shape: tuple[int, int], *, bias: bool = False, split: str = ""
     ) -> Tensor:
@@ -113,9 +141,10 @@ class Forward:
         inputs, outputs = shape
         weight = self.param(f"{name}.weight", (outputs, inputs), "linear")
         offset = self.param(f"{name}.bias", outputs, "bias") if bias else None
-        return self._product(x, weight, offset, outputs)
+        return self.product(x, weight, offset, outputs)
 
-    def _product(self, x: Tensor, weight: Param, offset: Param | None, outputs: int) -> Tensor:
+    def product(self, x: Tensor, weight: Param, offset: Param | None, outputs: int) -> Tensor:
+        """``x @ W.T + b`` under the configuration's autocast."""
         if self.how.autocast:
             x = elementwise.cast(self.t, x, LOW_BYTES)
             weight = self.low(weight)
@@ -129,7 +158,7 @@ class Forward:
         tied = self.spec.tie_word_embeddings
         weight = self.param(f"{'embed_tokens' if tied else name}.weight", (outputs, inputs), "head")
         offset = self.param(f"{name}.bias", outputs, "bias") if self.spec.lm_head_bias else None
-        return self._product(x, weight, offset, outputs)
+        return self.product(x, weight, offset, outputs)
 
     def low(self, weight: Param) -> Param:
         """The weight in the compute precision of autocast."""

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from vram_plan.estimator.tape import Tensor
 
 Run = Callable[["Forward", "Tensor", "Mapping[str, Tensor]"], "Tensor"]
-Kind = Literal["embedding", "layer", "head"]
+Kind = Literal["embedding", "layer", "norm", "head"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,15 +20,18 @@ class Segment:
 
     Attributes:
         name: module path of the piece (``model.layers``).
-        kind: ``embedding`` reads token ids, a ``layer`` can be checkpointed, the ``head`` ends in
-            the loss.
+        kind: ``embedding`` reads token ids, a ``layer`` can be checkpointed, a ``norm`` ends an
+            encoder, the ``head`` ends in the loss.
         run: the composition: (forward, input, shared tensors) → output.
         count: how many pieces like this follow one another.
         first: index of the first of them among the model's blocks (−1 outside the blocks).
         stack: ``decoder`` or ``encoder``: which sequence it reads.
-        produces: name under which its last output is shared with later segments (the encoder's
-            output), empty for none.
-        reads: shared tensors that carry a gradient back (the encoder's output).
+        repeats: its weights are those of a later segment (ALBERT's shared blocks): they are
+            counted, and their gradients kept, there.
+        reads: tensors that an earlier segment made with ``Forward.produce`` and that this one's
+            ``run`` finds among the shared ones; their gradients add up over the readers.
+        holds: such tensors that a variable of the library's code keeps alive during its forward
+            pass without being read.
     """
 
     name: str
@@ -37,8 +40,9 @@ class Segment:
     count: int = 1
     first: int = -1
     stack: Literal["decoder", "encoder"] = "decoder"
-    produces: str = ""
+    repeats: bool = False
     reads: tuple[str, ...] = ()
+    holds: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

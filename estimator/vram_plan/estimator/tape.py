@@ -17,7 +17,7 @@ Sizes are rounded up to 512 bytes, as the CUDA caching allocator rounds a block
 (``c10/cuda/CUDACachingAllocator.cpp``, ``kMinBlockSize``).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from sys import getrefcount
@@ -61,7 +61,7 @@ class Meter:
 class Storage:
     """Bytes that live until the last reference to this object goes."""
 
-    __slots__ = ("component", "meter", "nbytes")
+    __slots__ = ("__weakref__", "component", "meter", "nbytes")
 
     def __init__(self, meter: Meter, nbytes: int, component: str) -> None:
         self.nbytes = (nbytes + ROUNDING_BYTES - 1) // ROUNDING_BYTES * ROUNDING_BYTES
@@ -74,9 +74,13 @@ class Storage:
 
 
 class Tensor:
-    """A symbolic tensor: a number of elements, their size, a storage and the node that made it."""
+    """A symbolic tensor: a number of elements, their size, a storage and the node that made it.
 
-    __slots__ = ("itemsize", "node", "numel", "storage")
+    ``is_view`` matters for gradients alone: a view keeps its base alive, so the engine never adds
+    to it in place.
+    """
+
+    __slots__ = ("is_view", "itemsize", "node", "numel", "storage")
 
     def __init__(
         self, numel: int, itemsize: int, storage: Storage | None, node: "Node | None" = None
@@ -85,6 +89,7 @@ class Tensor:
         self.itemsize = itemsize
         self.storage = storage
         self.node = node
+        self.is_view = False
 
     @property
     def requires_grad(self) -> bool:
@@ -93,9 +98,17 @@ class Tensor:
 
     def view(self, numel: int | None = None) -> "Tensor":
         """The same storage under another shape (``numel`` differs for slices and expansions)."""
-        return Tensor(
+        seen = Tensor(
             self.numel if numel is None else numel, self.itemsize, self.storage, self.node
         )
+        seen.is_view = True
+        return seen
+
+    def moved(self) -> "Tensor":
+        """This tensor for a new owner alone: whoever else holds it holds an empty shell."""
+        out = Tensor(self.numel, self.itemsize, self.storage, self.node)
+        self.storage = None
+        return out
 
 
 @dataclass(eq=False, slots=True)
@@ -147,7 +160,8 @@ class Node:
     def accumulate(self, grad: Tensor) -> None:
         """Add an incoming gradient as ``InputBuffer::add`` does.
 
-        In place where nobody else refers to the stored one, else into a new tensor.
+        In place where the stored one is no view and nobody else refers to it, else into a new
+        tensor (``can_accumulate_inplace``).
         """
         held = self.grad
         if held is None:
@@ -156,7 +170,8 @@ class Node:
         storage = held.storage
         # Two references: the tensor's attribute and the local name; getrefcount's argument is
         # the third. The tensor itself is held by self.grad, by the local name and the argument.
-        if storage is not None and getrefcount(storage) <= 3 and getrefcount(held) <= 3:
+        alone = storage is not None and getrefcount(storage) <= 3 and getrefcount(held) <= 3
+        if alone and not held.is_view:
             return
         meter_of = grad.storage or storage
         if meter_of is not None:
@@ -169,7 +184,7 @@ class Node:
 class Tape:
     """Runs a composition: allocates, records nodes while gradients are on, and plays them back."""
 
-    __slots__ = ("component", "grad_enabled", "meter", "nodes", "training")
+    __slots__ = ("component", "forgets", "grad_enabled", "last_saved", "made", "meter", "nodes", "stop", "training")
 
     def __init__(self, meter: Meter | None = None, *, training: bool = True) -> None:
         self.meter = meter or Meter()
@@ -177,25 +192,51 @@ class Tape:
         self.grad_enabled = training
         self.training = training
         self.component = "activations"
+        self.forgets = False
+        self.made = 0
+        self.last_saved = 0
+        self.stop = -1
 
     def new(self, numel: int, itemsize: int, component: str | None = None) -> Tensor:
         """Allocate a tensor that no gradient flows through."""
-        return Tensor(
-            numel, itemsize, Storage(self.meter, numel * itemsize, component or self.component)
-        )
+        self.made += 1
+        nbytes = 0 if self.made > self.stop >= 0 else numel * itemsize
+        return Tensor(numel, itemsize, Storage(self.meter, nbytes, component or self.component))
 
     def record(
-        self, out: Tensor, edges: "tuple[Node | Param | None, ...]", fn: Backward
+        self,
+        out: Tensor,
+        edges: "tuple[Node | Param | None, ...]",
+        fn: Backward,
+        *,
+        scalar: bool = False,
     ) -> Tensor:
-        """Attach a backward function to ``out`` if any edge leads somewhere."""
+        """Attach a backward function to ``out`` if any edge leads somewhere.
+
+        ``scalar`` says that a number is saved, which takes no memory of the device but counts as
+        a saved tensor where recomputation stops.
+        """
         if self.grad_enabled:
             for edge in edges:
                 if edge is not None:
+                    if self.forgets:
+                        out.node = Node(_nothing, (), self.component)
+                        self._note_saved(out, fn, scalar=scalar)
+                        break
                     node = Node(fn, edges, self.component)
                     self.nodes.append(node)
                     out.node = node
                     break
         return out
+
+    def _note_saved(self, out: Tensor, fn: Backward, *, scalar: bool) -> None:
+        """Remember how many tensors were made when a saved one was last packed.
+
+        Inputs are packed before the operator runs, so ``out`` counts only if it is saved itself.
+        """
+        saved = list(_storages_in(cell.cell_contents for cell in fn.__closure__ or ()))
+        if saved or scalar:
+            self.last_saved = self.made - (out.storage not in saved)
 
     def needs(self, *edges: "Node | Param | None") -> bool:
         """Whether an operator with these edges will be recorded."""
@@ -236,6 +277,31 @@ class Tape:
             del result
 
     @contextmanager
+    def checkpointed(self) -> Iterator[None]:
+        """Run without keeping what is saved, as the first forward of a checkpointed segment does.
+
+        Afterwards `recompute` knows where the second forward stops.
+        """
+        self.forgets, self.made, self.last_saved = True, 0, 0
+        try:
+            yield
+        finally:
+            self.nodes.clear()
+            self.forgets = False
+
+    @contextmanager
+    def recompute(self) -> Iterator[None]:
+        """Run again until the last saved tensor is there; what comes later is not made.
+
+        torch 2.13.0 ``torch/utils/checkpoint.py``: non-reentrant checkpoints stop early.
+        """
+        self.made, self.stop = 0, self.last_saved
+        try:
+            yield
+        finally:
+            self.stop = -1
+
+    @contextmanager
     def no_grad(self) -> Iterator[None]:
         """Run without recording, as the first forward of a checkpointed segment does."""
         before, self.grad_enabled = self.grad_enabled, False
@@ -252,6 +318,20 @@ class Tape:
             yield
         finally:
             self.component = before
+
+
+def _nothing(grad: Tensor) -> tuple[Tensor | None, ...]:
+    """The backward function of a node that is never played."""
+    return ()
+
+
+def _storages_in(values: Iterable[object]) -> Iterator[Storage]:
+    """The storages among what a closure holds."""
+    for value in values:
+        if isinstance(value, Storage):
+            yield value
+        elif isinstance(value, tuple):
+            yield from _storages_in(value)
 
 
 class Leaf(Node):

@@ -161,7 +161,7 @@ def olmoe(fields: Fields) -> Values:
 def deepseek_v2(fields: Fields) -> Values:
     """DeepSeek-V2 and V2-Lite; the experts each token passes have no default."""
     require_even_heads(fields)
-    return _latent(fields, length=2048) | {
+    return _latent(fields, max_position_embeddings=2048) | {
         "mlp_bias": fields.flag("mlp_bias"),
         "num_experts": fields.size("n_routed_experts", "num_experts", default=64),
         "num_experts_per_tok": fields.size("num_experts_per_tok"),
@@ -173,7 +173,7 @@ def deepseek_v2(fields: Fields) -> Values:
 
 def deepseek_v3(fields: Fields) -> Values:
     """DeepSeek-V3 and R1; the class leaves the multi-token head of the checkpoint out."""
-    return _latent(fields, length=4096) | {
+    return _latent(fields, num_key_value_heads=128, max_position_embeddings=4096) | {
         "num_experts": fields.size("n_routed_experts", "num_local_experts", default=256),
         "num_experts_per_tok": fields.size("num_experts_per_tok", default=8),
         "moe_intermediate_size": fields.size("moe_intermediate_size", default=2048),
@@ -187,9 +187,9 @@ def _shared(fields: Fields, count: int, width: int) -> int:
     return shared * fields.size("moe_intermediate_size", default=width)
 
 
-def _latent(fields: Fields, *, length: int) -> Values:
+def _latent(fields: Fields, **defaults: int) -> Values:
     """Latent attention: keys and values share one low-rank projection (arXiv:2405.04434)."""
-    values = decoder(fields, max_position_embeddings=length)
+    values = decoder(fields, **defaults)
     rope = fields.size("qk_rope_head_dim", default=64)
     bias = fields.flag("attention_bias")
     # Absent is the class's 1536; V2-Lite's null means that queries are projected directly.

@@ -147,8 +147,12 @@ def _from_outside(text: str) -> ModelSpec:
         path = Path(text).expanduser() if text.startswith("~") else Path(text)
         return from_hf_config(read_config(path), name=text, source=text)
     if is_hub_id(text):
+        try:
+            raw = fetch_config(text)
+        except ValueError as error:
+            raise UnknownNameError(f"{error}{suggest(text, known_names())}") from None
         source = f"https://huggingface.co/{text}/blob/main/config.json"
-        return from_hf_config(fetch_config(text), name=text, source=source)
+        return from_hf_config(raw, name=text, source=source)
     raise _unknown(text)
 
 

@@ -8,6 +8,10 @@ __all__ = ["METHODS", "OPTIMIZERS", "Block", "Event", "Trace", "TraceConfig", "t
 
 def trace_step(config: TraceConfig) -> Trace:
     """Run the step on the configuration's device and return what it allocated."""
-    from vram_plan.bench.trace.step import run_fake
+    if config.device == "cpu":
+        from vram_plan.bench.trace.real import trace_cpu
 
-    return run_fake(config)
+        return trace_cpu(config)
+    from vram_plan.bench.trace.fake import trace_fake
+
+    return trace_fake(config)

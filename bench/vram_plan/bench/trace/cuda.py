@@ -60,6 +60,8 @@ _KERNELS = {
 class CudaRules(DeviceRules):
     """One NVIDIA GPU of compute capability 8 or newer."""
 
+    has_host = True
+
     @contextmanager
     def installed(self) -> Iterator[None]:
         """Register the kernels; all of it is undone at the end."""

@@ -9,9 +9,10 @@ import torch
 __all__ = ["make_optimizer"]
 
 
-def make_optimizer(name: str, parameters: list[Any]) -> Any:
+def make_optimizer(name: str, model: Any) -> Any:
     """The optimizer with its library's defaults; weight decay as it comes."""
     optim = torch.optim
+    parameters = [p for p in model.parameters() if p.requires_grad]
     kinds: dict[str, Callable[[list[Any]], Any]] = {
         "adamw": lambda p: optim.AdamW(p, lr=1e-4),
         "adamw-fused": lambda p: optim.AdamW(p, lr=1e-4, fused=True),

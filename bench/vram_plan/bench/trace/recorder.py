@@ -44,7 +44,7 @@ class Recorder(TorchDispatchMode):
         name = func.__name__.removesuffix(".default")
         scratch = self.rules.scratch(func, args, kwargs, result)
         for tensor in tensors_in(result):
-            if func in _LIFT and log.phase == "step":
+            if func in _LIFT and log.phase == "step" and self.rules.has_host:
                 log.on_host(tensor)  # torch.tensor(…) in an optimizer: a step counter
                 continue
             block = log.see(tensor, name, path)

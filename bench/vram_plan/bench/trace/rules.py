@@ -12,6 +12,9 @@ __all__ = ["CpuRules", "DeviceRules"]
 class DeviceRules:
     """The behaviour a fake device imposes; the base class imposes none."""
 
+    #: Whether ``torch.tensor(…)`` without a device is memory of another kind.
+    has_host = False
+
     def installed(self) -> AbstractContextManager[None]:
         """A context in which operators behave as on the device."""
         return nullcontext()

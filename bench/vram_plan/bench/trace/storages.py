@@ -48,6 +48,12 @@ class StorageLog:
         self._host: dict[int, weakref.ref[Any]] = {}
         self._count = 0
 
+    def restart(self) -> tuple[int, list[Block]]:
+        """Begin a new step: forget the events, return what is alive."""
+        self.phase = "start"
+        self.events = []
+        return self.live_bytes, list(self.blocks.values())
+
     def see(self, tensor: torch.Tensor, op: str, module: str) -> Block | None:
         """Note the storage below ``tensor``; return its block when it is new."""
         storage = tensor.untyped_storage()
@@ -64,7 +70,7 @@ class StorageLog:
         block = self.new_block(size, tuple(tensor.shape), tensor.dtype, op, module)
         self.blocks[key] = block
         # The storage's Python object lives exactly as long as the storage: torch keeps it.
-        self._finalizers[key] = weakref.ref(storage, lambda _, key=key: self._died(key))
+        self._finalizers[key] = weakref.ref(storage, lambda _: self._died(key))
         self._change(block, size)
         return block
 

@@ -10,8 +10,10 @@ if TYPE_CHECKING:
     from vram_plan.estimator.segment import Composition
 
 _MODULES = {
+    "gpt2": "gpt2",
     "llama": "llama",
     "mistral": "llama",
+    "mixtral": "mixtral",
     "qwen2": "llama",
 }
 """Hugging Face's ``model_type`` → module of this package."""

@@ -50,8 +50,13 @@ def mul(t: Tape, a: Tensor, b: Tensor) -> Tensor:
 
     def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
         _ = keep_a, keep_b
-        da = _sum_to(t, t.new(grad.numel, grad.itemsize), an, ai) if a_needs else None
-        db = _sum_to(t, t.new(grad.numel, grad.itemsize), bn, bi) if b_needs else None
+        # Both products are made before the engine reduces either to its input's shape and dtype.
+        da = t.new(grad.numel, grad.itemsize) if a_needs else None
+        db = t.new(grad.numel, grad.itemsize) if b_needs else None
+        if da is not None:
+            da = _sum_to(t, da, an, ai)
+        if db is not None:
+            db = _sum_to(t, db, bn, bi)
         return da, db
 
     return t.record(t.new(max(an, bn), max(ai, bi)), (a.node, b.node), backward)
@@ -60,7 +65,10 @@ def mul(t: Tape, a: Tensor, b: Tensor) -> Tensor:
 def scale(t: Tape, x: Tensor) -> Tensor:
     """``x * number`` and the like: saves nothing; the gradient is a new tensor."""
     return t.record(
-        t.new(x.numel, x.itemsize), (x.node,), lambda grad: (t.new(grad.numel, grad.itemsize),)
+        t.new(x.numel, x.itemsize),
+        (x.node,),
+        lambda grad: (t.new(grad.numel, grad.itemsize),),
+        scalar=True,
     )
 
 
@@ -115,8 +123,7 @@ def power(t: Tape, x: Tensor) -> Tensor:
 def _gelu_new(t: Tape, x: Tensor) -> Tensor:
     """``0.5·x·(1 + tanh(√(2/π)·(x + 0.044715·x³)))``, written out in transformers' NewGELU."""
     half = scale(t, x)
-    inner = scale(t, add(t, x, scale(t, power(t, x))))
-    return mul(t, half, shift(t, _from_output(t, inner)))
+    return mul(t, half, shift(t, _from_output(t, scale(t, add(t, x, scale(t, power(t, x)))))))
 
 
 def _quick_gelu(t: Tape, x: Tensor) -> Tensor:
@@ -189,15 +196,14 @@ def weight_product(t: Tape, x: Tensor, weight: Param) -> Tensor:
 
     def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
         _ = keep_x
-        dw = dx = None
+        dw = None
+        dx = t.new(grad.numel, grad.itemsize) if x_needs else None
         if weight.trainable:
             full = t.new(grad.numel, grad.itemsize)
             dw = t.new(weight.numel, weight.itemsize, "gradients")
             del full
-        if x_needs:
-            dx = t.new(grad.numel, grad.itemsize)
-            if dx.itemsize != x_itemsize:
-                dx = t.new(grad.numel, x_itemsize)
+        if dx is not None and dx.itemsize != x_itemsize:
+            dx = t.new(grad.numel, x_itemsize)
         return dw, dx
 
     edge = weight if weight.trainable else None

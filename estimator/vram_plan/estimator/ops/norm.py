@@ -45,8 +45,8 @@ def rms_norm(t: Tape, x: Tensor, weight: Param | None, width: int) -> Tensor:
     x = cast(t, x, FP32_BYTES)
     variance = reduce_last(t, power(t, x), width)
     x = mul(t, x, _rsqrt(t, shift(t, variance)))
-    x = cast(t, x, itemsize)
-    return x if weight is None else weight_product(t, x, weight)
+    out = cast(t, x, itemsize)
+    return out if weight is None else weight_product(t, out, weight)
 
 
 def _rsqrt(t: Tape, x: Tensor) -> Tensor:

@@ -9,8 +9,9 @@ def rotate(t: Tape, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
     ``apply_rotary_pos_emb`` of transformers 5.23.0 ``models/llama/modeling_llama.py``.
     """
+    kept = mul(t, x, cos)
     turned = mul(t, rotate_half(t, x), sin)
-    return add(t, mul(t, x, cos), turned)
+    return add(t, kept, turned)
 
 
 def rotate_half(t: Tape, x: Tensor) -> Tensor:

@@ -1,0 +1,122 @@
+# ruff: noqa: TID253 -- loaded only once a trace has been asked for
+"""The fake device: nothing is computed, everything is recorded."""
+
+import time
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+
+from vram_plan.bench.trace.build import build_model, materialize
+from vram_plan.bench.trace.config import TraceConfig
+from vram_plan.bench.trace.cuda import CudaRules
+from vram_plan.bench.trace.modules import ModulePaths, shorten
+from vram_plan.bench.trace.recorder import Recorder
+from vram_plan.bench.trace.rules import CpuRules, DeviceRules
+from vram_plan.bench.trace.step import TrainingStep, make_batch
+from vram_plan.bench.trace.storages import StorageLog
+from vram_plan.bench.trace.timeline import Trace
+
+__all__ = ["trace_fake"]
+
+
+class _Watch:
+    """Keeps the log's phase, and names what belongs to the optimizer."""
+
+    def __init__(self, log: StorageLog, paths: ModulePaths) -> None:
+        self.log = log
+        self.paths = paths
+        self.marks: dict[str, int] = {}
+        self.step: TrainingStep | None = None
+
+    def enter(self, phase: str) -> None:
+        """A phase begins."""
+        self.log.phase = phase
+        self.paths.root = "model"
+
+    def mark(self, name: str) -> None:
+        """An instant is reached."""
+        self.marks[name] = len(self.log.events)
+        if self.step is not None and name == "backward_end":
+            self.name(self.step.gradients(), "gradients")
+        if self.step is not None and name == "step_end":
+            self.name(self.step.optimizer_states(), "optimizer_states")
+
+    def name(self, tensors: list[torch.Tensor], component: str) -> None:
+        """Say what the storages below some tensors are."""
+        for tensor in tensors:
+            block = self.log.block_of(tensor)
+            if block is not None and not block.component:
+                block.component = component
+
+    def see(self, tensors: Any, op: str, component: str) -> None:
+        """Count tensors that were there before the step."""
+        for name, tensor in tensors:
+            block = self.log.see(tensor, op, shorten(name))
+            if block is not None:
+                block.component = component
+
+
+def trace_fake(config: TraceConfig) -> Trace:
+    """Trace the step on fake tensors."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    started = time.perf_counter()
+    rules: DeviceRules = CudaRules() if config.rules == "cuda" else CpuRules()
+    log = StorageLog()
+    with ExitStack() as stack:
+        stack.enter_context(rules.installed())
+        model = build_model(config)
+        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        materialize(model, lambda shape, dtype: torch.empty(shape, dtype=dtype, device="cpu"))
+        paths = stack.enter_context(ModulePaths(model))
+        watch = _Watch(log, paths)
+        watch.see(model.named_parameters(), "parameter", "weights")
+        watch.see(model.named_buffers(), "buffer", "buffers")
+        paths.on_exit = _loss_begins(model, watch)
+        stack.enter_context(Recorder(log, paths, rules))
+        batch = make_batch(config)
+        watch.name(list(batch.values()), "buffers")
+        step = watch.step = TrainingStep(config, model, watch)
+        for _ in range(config.steps):
+            start, alive = log.restart()
+            paths.forget_numbers()
+            step.run(batch)
+    _classify(log, model)
+    return Trace(
+        start_bytes=start,
+        start_blocks=alive,
+        events=log.events,
+        marks=watch.marks,
+        seconds=time.perf_counter() - started,
+        parameters=sum(p.numel() for p in model.parameters()),
+        trainable_parameters=sum(p.numel() for p in step.trainable),
+    )
+
+
+def _loss_begins(model: Any, watch: _Watch) -> Any:
+    """The loss begins when the head's last linear layer has run."""
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+
+    def leave(module: Any) -> None:
+        if module is head and watch.log.phase == "forward":
+            watch.mark("forward_end")
+            watch.enter("loss")
+            watch.paths.root = "loss"
+
+    return leave
+
+
+def _classify(log: StorageLog, model: Any) -> None:
+    """Name the components that were not named when their blocks were made."""
+    vocabulary = model.config.get_text_config().vocab_size
+    for event in log.events:
+        block = event.block
+        if block.component:
+            continue
+        if vocabulary in block.shape[-2:] and block.dtype in ("fp32", "bf16", "fp16"):
+            block.component = "logits"
+        elif block.phase in ("forward", "loss") or block.recomputed:
+            block.component = "activations"
+        else:
+            block.component = "temporaries"

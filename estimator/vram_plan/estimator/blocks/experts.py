@@ -1,0 +1,163 @@
+"""Sparse feed-forward parts: routers and experts as transformers 5.23.0 runs them by default.
+
+The default experts implementation is ``grouped_mm`` (``modeling_utils.py``,
+``get_correct_experts_implementation``; ``integrations/moe.py``): tokens are sorted by expert and
+every projection is one grouped matrix product. A rank holds tokens · k rows whichever experts they
+go to, so its memory does not depend on how balanced the routing is.
+
+Expert parallelism divides the experts of a layer between ranks. A rank's rows then depend on the
+routing; assumed is balance: each rank receives as many rows as it sends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from vram_plan.estimator.forward import LOW_BYTES, Forward
+from vram_plan.estimator.ops.attention import softmax
+from vram_plan.estimator.ops.elementwise import FP32_BYTES, cast
+from vram_plan.estimator.ops.experts import (
+    INDEX_BYTES,
+    add_bias_in_place,
+    divide_in_place,
+    gather_rows,
+    grouped_product,
+    sort_by_expert,
+    sum_chosen,
+    sum_last,
+    topk,
+)
+from vram_plan.estimator.ops.linear import linear
+from vram_plan.estimator.ops.split import split
+from vram_plan.estimator.segment import Run, Segment
+from vram_plan.estimator.tape import Param, Tensor
+from vram_plan.profiles.model import ModelSpec
+
+Gate = Callable[[Forward, Tensor], Tensor]
+Layer = Callable[[int], Run]
+
+
+def router_logits(f: Forward, name: str, x: Tensor) -> Tensor:
+    """``F.linear(x, weight, bias)`` of a router [experts, hidden]: not an ``nn.Linear``."""
+    experts = f.spec.num_experts
+    weight = f.param(f"{name}.weight", (experts, f.spec.hidden_size), "router")
+    bias = f.param(f"{name}.bias", (experts,), "router") if f.spec.router_bias else None
+    if f.how.autocast:
+        x, weight = cast(f.t, x, LOW_BYTES), f.low(weight)
+        bias = f.low(bias) if bias is not None else None
+    return linear(f.t, x, weight, bias, experts)
+
+
+def softmax_router(
+    f: Forward, name: str, x: Tensor, *, renormalise: bool, narrow: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Softmax over all experts in fp32, then the largest: logits, weights, indices.
+
+    Args:
+        f: the forward pass.
+        name: the router's module path.
+        x: the tokens.
+        renormalise: the chosen weights are divided by their sum, in place.
+        narrow: they are cast back to the logits' dtype.
+    """
+    logits = router_logits(f, name, x)
+    # Mixtral casts with ``.float()``, so even fp16 logits are copied; with ``dtype=`` fp16 is not.
+    fused = f.how.half and narrow
+    probabilities = softmax(f.t, logits, FP32_BYTES, half_to_float=fused)
+    weights, index = topk(f.t, probabilities, f.tokens * f.spec.num_experts_per_tok)
+    if renormalise:
+        weights = divide_in_place(f.t, weights, sum_last(f.t, weights, f.spec.num_experts_per_tok))
+    if narrow:
+        weights = cast(f.t, weights, logits.itemsize)
+    return logits, weights, index
+
+
+def grouped_experts(
+    f: Forward, name: str, x: Tensor, index: Tensor, weights: Tensor, gate: Gate | None = None
+) -> Tensor:
+    """``grouped_mm_experts_forward``: sort, gather, two grouped products, weigh, put back, sum.
+
+    Variables live as long as the function's own, hence the names that are not read again.
+    """
+    t, spec = f.t, f.spec
+    experts = spec.num_experts // f.how.expert
+    inner = spec.moe_intermediate_size // f.how.tensor
+    pairs = f.tokens * spec.num_experts_per_tok
+    ids, order, offsets, counted = sort_by_expert(t, pairs, experts)
+    rows = gather_rows(t, x, t.new(pairs, INDEX_BYTES), pairs * spec.hidden_size)
+    chosen = gather_rows(t, weights, order, pairs)
+    out, biases = _projection(f, f"{name}.gate_up_proj", rows, (spec.hidden_size, 2 * inner), (offsets, ids))
+    out = (gate or halves)(f, out)
+    out, biases = _projection(f, f"{name}.down_proj", out, (inner, spec.hidden_size), (offsets, ids))
+    weighted = f.mul(out, chosen)
+    back = t.new(pairs, INDEX_BYTES)
+    counter = t.new(pairs, INDEX_BYTES)
+    del counter
+    weighted = gather_rows(t, weighted, back, pairs * spec.hidden_size)
+    result = cast(t, sum_chosen(t, weighted, spec.num_experts_per_tok), x.itemsize)
+    del ids, order, counted, rows, chosen, out, biases, weighted, back, index, weights
+    return result
+
+
+def _projection(
+    f: Forward, name: str, x: Tensor, shape: tuple[int, int], groups: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor | None]:
+    """A grouped product in the weights' dtype (autocast does not know it), and the rows of bias."""
+    inputs, outputs = shape
+    offsets, ids = groups
+    weight = expert_weight(f, name, (inputs, outputs))
+    out = grouped_product(f.t, cast(f.t, x, weight.itemsize), weight, inputs, offsets)
+    if not f.spec.mlp_bias:
+        return out, None
+    experts = f.spec.num_experts // f.how.expert
+    bias = f.param(f"{name}_bias", (experts, outputs), "expert")
+    return add_bias_in_place(f.t, out, bias, ids)
+
+
+def expert_weight(f: Forward, name: str, shape: tuple[int, int]) -> Param:
+    """The 3-D weight of all experts on this rank."""
+    inputs, outputs = shape
+    return f.param(name, (f.spec.num_experts // f.how.expert, outputs, inputs), "expert")
+
+
+def halves(f: Forward, x: Tensor) -> Tensor:
+    """``_default_apply_gate``: ``act(gate) * up`` of the two halves of x."""
+    gate, up = split(f.t, x, (x.numel // 2, x.numel // 2))
+    return f.mul(f.act(gate), up)
+
+
+def prenorm_layer(
+    f: Forward,
+    x: Tensor,
+    attention: Callable[[Tensor], Tensor],
+    feed_forward: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """Norm, attention, residual, norm, feed-forward, residual: the layer of most sparse models."""
+    residual = x
+    x = f.rms_norm("input_layernorm", x, f.spec.hidden_size)
+    x = attention(x)
+    x = f.add(residual, x)
+    residual = x
+    x = f.rms_norm("post_attention_layernorm", x, f.spec.hidden_size)
+    x = feed_forward(x)
+    return f.add(residual, x)
+
+
+def layer_segments(spec: ModelSpec, dense: Run, sparse: Run, name: str = "model.layers") -> tuple[Segment, ...]:
+    """Blocks in runs of dense and sparse ones."""
+    segments: list[Segment] = []
+    first = 0
+    for layer in range(1, spec.num_hidden_layers + 1):
+        kind = spec.is_sparse(first)
+        if layer == spec.num_hidden_layers or spec.is_sparse(layer) != kind:
+            segments.append(
+                Segment(
+                    name=name,
+                    kind="layer",
+                    run=sparse if kind else dense,
+                    count=layer - first,
+                    first=first,
+                )
+            )
+            first = layer
+    return tuple(segments)

@@ -1,0 +1,45 @@
+"""Methods that train weights of the model itself and add none: freezing and BitFit."""
+
+from dataclasses import dataclass
+
+from vram_plan.estimator.methods.base import Method
+
+
+@dataclass(frozen=True, slots=True)
+class Full(Method):
+    """Every weight learns."""
+
+
+@dataclass(frozen=True, slots=True)
+class Freeze(Method):
+    """The first ``frozen`` blocks and the embeddings do not learn; the rest and the head do."""
+
+    frozen: int
+
+    def trains(self, name: str, kind: str, layer: int) -> bool:
+        """Blocks from ``frozen`` on, the last norm and the head."""
+        if layer >= 0:
+            return layer >= self.frozen
+        return kind not in {"embedding", "position"}
+
+    def layer_key(self, layer: int) -> int:
+        """Frozen blocks differ from the others."""
+        return int(layer >= self.frozen)
+
+
+@dataclass(frozen=True, slots=True)
+class BitFit(Method):
+    """Only bias vectors learn, those of norms included (Ben Zaken et al., arXiv:2106.10199)."""
+
+    def trains(self, name: str, kind: str, layer: int) -> bool:
+        """Weights whose name ends in ``bias``."""
+        return name.endswith("bias")
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen(Method):
+    """Nothing of the base model learns; what adapters inherit."""
+
+    def trains(self, name: str, kind: str, layer: int) -> bool:
+        """No base weight learns."""
+        return False

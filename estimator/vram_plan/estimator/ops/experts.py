@@ -1,0 +1,148 @@
+"""Routing tokens to experts: what each step allocates and keeps.
+
+Formulas are those of torch 2.13.0 (``tools/autograd/derivatives.yaml``,
+``torch/csrc/autograd/FunctionsManual.cpp``); the operators are the ones that transformers 5.23.0
+``integrations/moe.py`` and the routers of its sparse models call.
+"""
+
+from __future__ import annotations
+
+from vram_plan.estimator.ops.elementwise import FP32_BYTES
+from vram_plan.estimator.tape import Param, Tape, Tensor
+
+INDEX_BYTES = 8
+"""Token and expert numbers are int64."""
+
+
+def gather_rows(t: Tape, x: Tensor, index: Tensor, numel: int) -> Tensor:
+    """``x[index]``: keeps the index; its gradient is scattered into zeros of x's size.
+
+    ``index_backward`` (``aten/src/ATen/native/TensorAdvancedIndexing.cpp``): ``new_zeros``, then
+    ``_index_put_impl_`` in place.
+    """
+    kept, full, itemsize = index.storage, x.numel, x.itemsize
+
+    def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
+        _ = kept
+        return (t.new(full, itemsize),)
+
+    return t.record(t.new(numel, itemsize), (x.node,), backward)
+
+
+def topk(t: Tape, x: Tensor, numel: int) -> tuple[Tensor, Tensor]:
+    """``x.topk(k)``: values and their indices, which are kept.
+
+    ``value_selecting_reduction_backward``: zeros of x's size, scattered into.
+    """
+    values, index = t.new(numel, x.itemsize), t.new(numel, INDEX_BYTES)
+    kept, full, itemsize = index.storage, x.numel, x.itemsize
+
+    def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
+        _ = kept
+        return (t.new(full, itemsize),)
+
+    return t.record(values, (x.node,), backward), index
+
+
+def sum_last(t: Tape, x: Tensor, width: int) -> Tensor:
+    """``x.sum(-1, keepdim=True)``: keeps nothing; the gradient is an expanded view."""
+    full = x.numel
+    out = t.new(x.numel // width, x.itemsize)
+    return t.record(out, (x.node,), lambda grad: (grad.view(full),))
+
+
+def sum_chosen(t: Tape, x: Tensor, chosen: int) -> Tensor:
+    """``x.view(tokens, chosen, hidden).sum(dim=1)`` of x [tokens · chosen, hidden].
+
+    Going back, the expanded gradient is written out when it takes x's shape again.
+    """
+    full = x.numel
+    out = t.new(x.numel // chosen, x.itemsize)
+    return t.record(out, (x.node,), lambda grad: (t.new(full, grad.itemsize),))
+
+
+def divide_in_place(t: Tape, x: Tensor, total: Tensor) -> Tensor:
+    """``x /= total``: keeps total and a copy of what x was, for the gradient of total."""
+    before = t.new(x.numel, x.itemsize) if total.requires_grad and t.grad_enabled else None
+    kept = (total.storage, before.storage if before is not None else None)
+    rows = total.numel
+
+    def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
+        _ = kept
+        dx = t.new(grad.numel, grad.itemsize)
+        # −grad · (x / total) / total, reduced to one number a row
+        quotient, again = t.new(grad.numel, grad.itemsize), t.new(grad.numel, grad.itemsize)
+        del quotient
+        product = t.new(grad.numel, grad.itemsize)
+        del again, product
+        return dx, t.new(rows, grad.itemsize)
+
+    out = Tensor(x.numel, x.itemsize, x.storage)
+    return t.record(out, (x.node, total.node), backward)
+
+
+def masked_fill(t: Tape, x: Tensor, mask: Tensor) -> Tensor:
+    """``x.masked_fill(mask, number)``: keeps the mask; so does its gradient's fill."""
+    kept = mask.storage
+
+    def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
+        _ = kept
+        return (t.new(grad.numel, grad.itemsize),)
+
+    return t.record(t.new(x.numel, x.itemsize), (x.node,), backward)
+
+
+def grouped_product(t: Tape, x: Tensor, weight: Param, inputs: int, offsets: Tensor) -> Tensor:
+    """``grouped_mm(x, weight, offs)``: each group of rows of x by its expert's matrix.
+
+    One kernel over the whole 3-D weight: x [rows, inputs] is kept where the weight learns, and the
+    weight's gradient is one tensor of its size, however many experts were hit. Unlike a loop over
+    ``weight[i]`` there is no full-size gradient for every expert.
+    """
+    rows = x.numel // inputs
+    trains, x_needs = weight.trainable, x.requires_grad
+    kept = (x.storage if trains and t.grad_enabled else None, offsets.storage)
+    x_numel, x_itemsize = x.numel, x.itemsize
+
+    def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
+        _ = kept
+        dw = t.new(weight.numel, weight.itemsize, "gradients") if trains else None
+        dx = t.new(x_numel, x_itemsize) if x_needs else None
+        return dx, dw
+
+    outputs = weight.numel // (weight.shape[0] * inputs)
+    edges = (x.node, weight if trains else None)
+    return t.record(t.new(rows * outputs, x_itemsize), edges, backward)
+
+
+def add_bias_in_place(t: Tape, x: Tensor, bias: Param, index: Tensor) -> tuple[Tensor, Tensor]:
+    """``x.add_(bias[index])``: the gathered rows, x's size, stay alive as a local variable."""
+    itemsize = bias.itemsize
+    rows = t.new(x.numel, itemsize)
+    edge = bias if bias.trainable else None
+    kept = index.storage if edge is not None and t.grad_enabled else None
+
+    def gathered(grad: Tensor) -> tuple[Tensor | None, ...]:
+        _ = kept
+        return (t.new(bias.numel, itemsize, "gradients"),)
+
+    t.record(rows, (edge,), gathered)
+    out = Tensor(x.numel, x.itemsize, x.storage)
+    return t.record(out, (x.node, rows.node), lambda grad: (grad, grad.view())), rows
+
+
+def pick(t: Tape, x: Tensor, index: Tensor) -> Tensor:
+    """``x.gather(-1, index)``: keeps the index; its gradient is scattered into zeros of x's size."""
+    return gather_rows(t, x, index, index.numel)
+
+
+def sort_by_expert(t: Tape, pairs: int, experts: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``sort``, ``histc`` and ``cumsum``: expert numbers, order, where groups end, and the rest.
+
+    The last tensor stands for the local variables that live as long as the function
+    (the histogram's int32 input; the histogram itself is one small block).
+    """
+    ids, order = t.new(pairs, INDEX_BYTES), t.new(pairs, INDEX_BYTES)
+    counted = t.new(pairs, FP32_BYTES)
+    offsets = t.new(experts, FP32_BYTES)
+    return ids, order, offsets, counted

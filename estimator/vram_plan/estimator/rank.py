@@ -1,0 +1,93 @@
+"""What one rank runs: the chain of segments it holds and its inventory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from vram_plan.estimator.blocks.registry import compose
+from vram_plan.estimator.chain import Link, Shape, build_chain
+from vram_plan.estimator.choices import BYTES
+from vram_plan.estimator.config import TrainConfig
+from vram_plan.estimator.forward import Forward, Treatment
+from vram_plan.estimator.inventory import Inventory, take_inventory
+from vram_plan.estimator.methods.registry import make_method
+from vram_plan.estimator.step import Moment, gradient_bytes, moments
+from vram_plan.estimator.tape import ROUNDING_BYTES
+from vram_plan.profiles.model import ModelSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Passes:
+    """The forward and backward pass of one micro-batch on one rank, before any sharding of states.
+
+    Attributes:
+        links: the segments with their costs.
+        inventory: the weights.
+        moments: the fullest moment of every instant.
+        gradients: weight gradients the backward pass leaves.
+        shared: bytes of tensors that every layer reads (cos, sin, masks).
+        inputs: bytes of token ids and labels.
+    """
+
+    links: tuple[Link, ...]
+    inventory: Inventory
+    moments: dict[str, Moment]
+    gradients: int
+    shared: int
+    inputs: int
+
+
+def treat(config: TrainConfig) -> Treatment:
+    """What the configuration decides about every module."""
+    compute = config.weights_bytes if config.autocast else config.compute_bytes
+    return Treatment(
+        method=make_method(config),
+        compute_bytes=compute,
+        adapter_bytes=BYTES[config.adapter_dtype],
+        weights_bytes=compute,
+        norm_bytes=compute,
+        autocast=config.autocast,
+        half=config.precision == "fp16",
+        quantization=config.quantization,
+        attention=config.attention,
+        attention_density=config.attention_density,
+        loss=config.loss,
+        tensor=config.tp,
+        expert=config.ep,
+        sequence_parallel=config.sequence_parallel,
+        fused=frozenset(config.fused_kernels),
+        training=config.training,
+    )
+
+
+def run_passes(config: TrainConfig, *, keeps_gradients: bool) -> Passes:
+    """Simulate one micro-batch."""
+    shape = Shape(
+        batch=config.micro_batch,
+        seq=-(-config.seq_len // config.cp),
+        source_seq=-(-config.source_len // config.cp),
+        checkpoint=config.checkpointing if config.training else "none",
+        keeps_gradients=keeps_gradients,
+    )
+    return _run_passes(config.model, treat(config), shape)
+
+
+@lru_cache(maxsize=1024)
+def _run_passes(model: ModelSpec, how: Treatment, shape: Shape) -> Passes:
+    composition = compose(model)
+    links = build_chain(model, composition, how, shape)
+    f = Forward(model, how, batch=shape.batch, seq=shape.seq, source_seq=shape.source_seq)
+    shared = composition.shared(f).values()
+    return Passes(
+        links=links,
+        inventory=take_inventory(links, model.nominal_parameters),
+        moments=moments(links),
+        gradients=gradient_bytes(links),
+        shared=sum(_rounded(s.numel * s.itemsize) for s in shared),
+        inputs=_rounded(8 * shape.batch * (shape.seq + shape.source_seq)),
+    )
+
+
+def _rounded(nbytes: int) -> int:
+    return -(-nbytes // ROUNDING_BYTES) * ROUNDING_BYTES

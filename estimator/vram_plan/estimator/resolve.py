@@ -1,0 +1,145 @@
+"""From what a person typed to a complete configuration: defaults, and what follows from what."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from vram_plan.estimator.choices import LORA_FAMILY, WHOLE_MODEL
+from vram_plan.estimator.config import TrainConfig, ZeroSizes
+from vram_plan.estimator.refusals import refuse
+from vram_plan.profiles.model import ModelSpec
+
+Options = Mapping[str, Any]
+"""Options by command-line name with underscores; None or missing means "not given"."""
+
+_KNOWN = frozenset(field.name for field in fields(TrainConfig)) | {"ds_config"}
+
+
+def resolve(model: ModelSpec, options: Options) -> TrainConfig:
+    """Fill in what was not given and refuse what cannot be run.
+
+    Raises:
+        ValueError: one line that names the option and the way out.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    unknown = set(given) - _KNOWN
+    if unknown:
+        raise ValueError(f"unknown option {sorted(unknown)[0]!r}")
+    notes: list[str] = []
+    if model.note:
+        notes.append(f"model: {model.note}")
+    values = dict(given)
+    _resolve_scale(values)
+    _resolve_engine(values, notes)
+    _resolve_zero_sizes(values)
+    _resolve_method(values)
+    _resolve_precision(values, notes)
+    _resolve_data(model, values, notes)
+    _resolve_hardware(values, notes)
+    config = TrainConfig(model=model, assumptions=tuple(notes), **values)
+    refuse(config, given)
+    return config
+
+
+def _resolve_scale(values: dict[str, Any]) -> None:
+    gpus = values.setdefault("gpus", 1)
+    values.setdefault("gpus_per_node", min(gpus, 8))
+
+
+def _resolve_engine(values: dict[str, Any], notes: list[str]) -> None:
+    """DESIGN: torch on one GPU, ddp on several, deepspeed with --zero, fsdp2 with --fsdp."""
+    if "ds_config" in values and "zero" not in values:
+        values["zero"] = values["ds_config"].stage
+    split = max(values.get(name, 1) for name in ("tp", "pp", "cp", "ep"))
+    if "engine" not in values:
+        if values.get("zero") is not None:
+            values["engine"] = "deepspeed"
+        elif values.get("fsdp"):
+            values["engine"] = "fsdp2"
+        elif values.get("pp_schedule") == "naive":
+            values["engine"] = "device-map"
+        elif split > 1:
+            values["engine"] = "megatron"
+            notes.append("engine megatron: tensor, pipeline, context or expert ranks were asked for")
+        else:
+            values["engine"] = "torch" if values["gpus"] == 1 else "ddp"
+    if values["engine"] in {"fsdp1", "fsdp2"}:
+        values.setdefault("fsdp", "full-shard")
+    if values["engine"] == "deepspeed":
+        values.setdefault("zero", 0)
+    if values["engine"] == "device-map":
+        values.setdefault("pp", values["gpus"])
+        values.setdefault("pp_schedule", "naive")
+    values.setdefault("pp_schedule", "interleaved" if values.get("virtual_pipeline", 1) > 1 else "1f1b")
+
+
+def _resolve_zero_sizes(values: dict[str, Any]) -> None:
+    ds_config = values.pop("ds_config", None)
+    if ds_config is not None:
+        values["zero_sizes"] = ds_config.sizes
+    elif values["engine"] == "deepspeed":
+        # overlap_comm None becomes True only at stage 3 (DeepSpeed 0.19.8 zero/config.py)
+        values.setdefault("zero_sizes", ZeroSizes(overlap_comm=values["zero"] == 3))
+
+
+def _resolve_method(values: dict[str, Any]) -> None:
+    method = values.setdefault("method", "full")
+    if values.get("task") == "inference":
+        values["method"] = "full"
+    if method == "qlora":
+        values.setdefault("quantization", "nf4")
+    if values.get("quantization") in {"nf4", "fp4"}:
+        values.setdefault("double_quant", method == "qlora")
+    if method in LORA_FAMILY:
+        values.setdefault("lora_targets", "all-linear")
+    if method == "freeze":
+        values.setdefault("freeze_layers", 0)
+
+
+def _resolve_precision(values: dict[str, Any], notes: list[str]) -> None:
+    precision = values.setdefault("precision", "bf16")
+    if "weights_dtype" not in values:
+        values["weights_dtype"] = _weights_dtype(values, precision, notes)
+    values.setdefault("kv_dtype", "fp16" if precision == "fp16" else "bf16")
+    if values["weights_dtype"] == "fp32" and precision == "fp32":
+        values.setdefault("attention", "sdpa")
+        notes.append("attention sdpa: flash attention computes in 16 bits only")
+
+
+def _weights_dtype(values: dict[str, Any], precision: str, notes: list[str]) -> str:
+    engine, whole = values["engine"], values["method"] in WHOLE_MODEL
+    if precision == "fp32":
+        return "fp32"
+    if values.get("task") == "inference" or not whole:
+        return precision
+    if engine in {"fsdp1", "fsdp2"}:
+        return "fp32"
+    if engine in {"deepspeed", "megatron"} or precision == "bf16":
+        return precision
+    notes.append("fp16 compute over fp32 weights (autocast): fp16 gradients cannot be unscaled")
+    return "fp32"
+
+
+def _resolve_data(model: ModelSpec, values: dict[str, Any], notes: list[str]) -> None:
+    values.setdefault("seq_len", _default_length(model, notes))
+    if model.is_encoder_decoder:
+        values.setdefault("source_len", values["seq_len"])
+
+
+def _default_length(model: ModelSpec, notes: list[str]) -> int:
+    limit = model.position_embedding_rows if model.position_embedding_type == "learned" else 0
+    limit = min(limit, model.max_position_embeddings) if limit else 0
+    if limit and limit < 2048:
+        notes.append(f"seq-len {limit}: the model's position table ends there")
+        return limit
+    return 2048
+
+
+def _resolve_hardware(values: dict[str, Any], notes: list[str]) -> None:
+    from vram_plan.profiles.nodes import default_node
+
+    gpu = values.get("gpu")
+    if gpu is not None and values.get("node") is None:
+        values["node"] = default_node(gpu, values["gpus_per_node"])
