@@ -10,6 +10,7 @@ import pytest
 
 from vram_plan.profiles.hf_config import CUSTOM_TYPES, MODEL_TYPES, from_hf_config
 from vram_plan.profiles.model import ModelSpec
+from vram_plan.profiles.models import CatalogueEntry, catalogue
 
 transformers = pytest.importorskip("transformers")
 torch = pytest.importorskip("torch")
@@ -250,7 +251,10 @@ FIELDS: dict[str, dict[str, Read]] = {
     "bert": BERT,
     "roberta": BERT,
     "xlm-roberta": BERT,
-    "electra": {**BERT, "embedding_size": "embedding_size"},
+    "electra": {
+        **BERT,
+        "embedding_size": lambda c: 0 if c.embedding_size == c.hidden_size else c.embedding_size,
+    },
     "albert": {
         **BERT,
         "embedding_size": "embedding_size",
@@ -325,7 +329,7 @@ DEFAULTS: list[tuple[str, dict[str, Any]]] = [
 
 
 def config_of(kind: str, changes: dict[str, Any]) -> Any:
-    return transformers.AutoConfig.for_model(kind, **changes)
+    return transformers.AutoConfig.for_model(**(changes | {"model_type": kind}))
 
 
 def spec_of(config: Any, *, only_differences: bool) -> ModelSpec:
@@ -348,3 +352,30 @@ def test_fields_agree_with_the_configuration_class(
         expected = getattr(config, read) if isinstance(read, str) else read(config)
         assert getattr(spec, field) == expected, field
     assert spec.model_type == kind
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [entry for entry in catalogue() if entry.config["model_type"] not in CUSTOM_TYPES],
+    ids=lambda entry: entry.name,
+)
+def test_catalogue_agrees_with_the_configuration_class(entry: CatalogueEntry) -> None:
+    kind = entry.config["model_type"]
+    config, read_as = config_of(kind, entry.config), FIELDS.get(kind)
+    if kind == "gemma3":
+        config, read_as = config.text_config, FIELDS["gemma3_text"]
+    assert read_as is not None
+    spec = entry.spec()
+    for field, read in read_as.items():
+        expected = getattr(config, read) if isinstance(read, str) else read(config)
+        assert getattr(spec, field) == expected, field
+
+
+def test_the_composite_with_images_is_read_as_its_language_model() -> None:
+    text = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 7}
+    config = config_of("gemma3", {"text_config": text})
+    spec = spec_of(config, only_differences=False)
+    assert spec.model_type == "gemma3_text"
+    assert spec.hidden_size == 64
+    assert spec.layer_types == tuple(config.text_config.layer_types)
+    assert "language model only" in spec.note

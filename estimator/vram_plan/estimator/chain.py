@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from vram_plan.estimator.carried import Journeys
 from vram_plan.estimator.forward import Treatment
 from vram_plan.estimator.segment import Composition, Segment
 from vram_plan.estimator.simulate import Boundary, Cost, Run, simulate
@@ -38,7 +39,9 @@ def build_chain(
     """Simulate the segments in forward order, each with the boundary tensor the last one left."""
     links: list[Link] = []
     entered: Boundary | None = None
-    for segment in composition.segments:
+    journeys = Journeys(composition.segments)
+    source = (shape.source_seq or shape.seq) if spec.is_encoder_decoder else 0
+    for i, segment in enumerate(composition.segments):
         entered = None if segment.kind == "embedding" else entered
         run = Run(
             spec=spec,
@@ -47,28 +50,35 @@ def build_chain(
             composition=composition,
             batch=shape.batch,
             seq=shape.seq,
-            source_seq=shape.source_seq,
+            source_seq=source,
             layer=segment.first,
             entered=entered,
             checkpoint=shape.checkpoint if segment.kind == "layer" else "none",
             keeps_gradients=shape.keeps_gradients,
+            awaited=journeys.awaited(i),
         )
-        for link in _repeat(run):
+        for link in _repeat(run, journeys, i):
             links.append(link)
             entered = link.cost.left
     return tuple(links)
 
 
-def _repeat(run: Run) -> Iterator[Link]:
-    """One segment ``count`` times: a new simulation only where its input or treatment changes."""
+def _repeat(run: Run, journeys: Journeys, i: int) -> Iterator[Link]:
+    """Segment ``i``, ``count`` times: a new simulation only where its surroundings change."""
     index, end = run.layer, run.layer + run.segment.count
     while index < end:
+        run = replace(run, layer=index, carried=journeys.carried(i, last_piece=index == end - 1))
         cost = simulate(run)
+        journeys.note(cost)
         key = run.how.method.layer_key(index)
         after = index + 1
         if cost.left == run.entered:
-            while after < end and run.how.method.layer_key(after) == key:
+            while (
+                after < end
+                and run.how.method.layer_key(after) == key
+                and journeys.carried(i, last_piece=after == end - 1) == run.carried
+            ):
                 after += 1
         yield Link(segment=run.segment, count=after - index, first=index, cost=cost)
         index = after
-        run = replace(run, layer=index, entered=cost.left)
+        run = replace(run, entered=cost.left)

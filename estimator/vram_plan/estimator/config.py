@@ -122,6 +122,14 @@ class TrainConfig:
         )
 
     @property
+    def kbit_preparation(self) -> bool:
+        """PEFT's ``prepare_model_for_kbit_training``: what stays unquantized is held in fp32.
+
+        ``peft/utils/other.py`` (0.21.2) does this for bitsandbytes weights, not for GPTQ.
+        """
+        return self.training and self.quantization in {"int8", "nf4", "fp4"}
+
+    @property
     def weights_bytes(self) -> int:
         """Bytes per element of unquantized base weights."""
         return BYTES[self.weights_dtype]

@@ -10,6 +10,7 @@ from vram_plan.estimator.methods.base import Method
 from vram_plan.estimator.ops import attention, elementwise
 from vram_plan.estimator.ops.embedding import embedding
 from vram_plan.estimator.ops.linear import cached_cast, linear
+from vram_plan.estimator.ops.quantized import dequantized_linear, int8_linear
 from vram_plan.estimator.ops.norm import layer_norm, rms_norm
 from vram_plan.estimator.tape import Param, Tape, Tensor
 from vram_plan.profiles.model import ModelSpec
@@ -26,16 +27,20 @@ class Treatment:
         compute_bytes: bytes per element of activations outside autocast (4 for fp32 weights).
         adapter_bytes: bytes per element of weights that the method adds.
         weights_bytes: bytes per element of the base weights as held.
-        norm_bytes: the same for norms and biases (fp32 after k-bit preparation).
+        norm_bytes: the same for norms, biases, embeddings and head, which stay unquantized
+            (fp32 after k-bit preparation).
         autocast: ``torch.autocast`` casts the inputs of matrix products to 16 bits.
         half: 16 bits means fp16, not bf16.
         quantization: ``none``, ``int8``, ``nf4``, ``fp4`` or ``gptq4`` for the blocks' linears.
+        double_quant: the scales of 4-bit weights are quantized too.
+        matmul_bytes: bytes per element inside products with quantized weights.
         attention: ``flash``, ``sdpa``, ``eager`` or ``block-sparse``.
         attention_density: share of the scores that block-sparse attention computes.
         loss: ``hf``, ``fused-ce``, ``chunked`` or ``liger``.
         tensor: ranks that split heads, feed-forward and vocabulary (tensor parallelism).
         expert: ranks that divide the experts of a sparse layer (expert parallelism).
         sequence_parallel: norms and residuals are split over the tensor ranks too.
+        fused: kernels that replace written-out operations (``rmsnorm``, ``rope``, ``swiglu``).
         training: dropout is on and gradients are recorded.
     """
 
@@ -47,19 +52,35 @@ class Treatment:
     autocast: bool = False
     half: bool = False
     quantization: str = "none"
+    double_quant: bool = False
+    matmul_bytes: int = 2
     attention: str = "flash"
     attention_density: float = 1.0
     loss: str = "hf"
     tensor: int = 1
     expert: int = 1
     sequence_parallel: bool = False
+    fused: frozenset[str] = frozenset()
     training: bool = True
 
 
 class Forward:
     """What a composition calls: modules by name, with the treatment applied to each."""
 
-    __slots__ = ("batch", "cache", "how", "keeps_gradients", "layer", "params", "prefix", "seq", "spec", "t")
+    __slots__ = (
+        "batch",
+        "cache",
+        "how",
+        "keeps_gradients",
+        "layer",
+        "params",
+        "prefix",
+        "produced",
+        "seq",
+        "source_seq",
+        "spec",
+        "t",
+    )
 
     def __init__(
         self, spec: ModelSpec, how: Treatment, *, batch: int, seq: int, layer: int = -1
@@ -68,12 +89,14 @@ class Forward:
         self.how = how
         self.batch = batch
         self.seq = seq
+        self.source_seq = 0
         self.layer = layer
         self.prefix = ""
         self.t = Tape(training=how.training)
         self.params: dict[str, Param] = {}
         self.keeps_gradients = True
         self.cache: dict[str, Tensor] = {}
+        self.produced: dict[str, Tensor] = {}
 
     @property
     def tokens(self) -> int:
@@ -85,7 +108,7 @@ class Forward:
         found = self.params.get(name)
         if found is None:
             how = self.how
-            wide = kind in {"norm", "bias"}
+            wide = kind != "linear" and kind != "expert"
             dims = (shape,) if isinstance(shape, int) else shape
             found = self.params[name] = Param(
                 name=name,
@@ -94,6 +117,7 @@ class Forward:
                 itemsize=how.norm_bytes if wide else how.weights_bytes,
                 trainable=how.training and how.method.trains(name, kind, self.layer),
                 accumulates=not self.keeps_gradients,
+                packed=how.quantization != "none" and kind == "linear" and self.layer >= 0,
             )
         return found
 
@@ -141,7 +165,20 @@ class Forward:
         inputs, outputs = shape
         weight = self.param(f"{name}.weight", (outputs, inputs), "linear")
         offset = self.param(f"{name}.bias", outputs, "bias") if bias else None
+        if weight.packed:
+            return self.packed_product(x, weight, offset, outputs)
         return self.product(x, weight, offset, outputs)
+
+    def packed_product(
+        self, x: Tensor, weight: Param, offset: Param | None, outputs: int
+    ) -> Tensor:
+        """The product with a quantized weight, in 16 bits, cast back to the input's dtype."""
+        how, itemsize = self.how, x.itemsize
+        if how.quantization == "int8":
+            return int8_linear(self.t, x, weight, outputs, half=how.half)
+        x = elementwise.cast(self.t, x, how.matmul_bytes)
+        x = dequantized_linear(self.t, x, weight, outputs, nested=how.double_quant)
+        return elementwise.cast(self.t, x, itemsize)
 
     def product(self, x: Tensor, weight: Param, offset: Param | None, outputs: int) -> Tensor:
         """``x @ W.T + b`` under the configuration's autocast."""
@@ -179,11 +216,20 @@ class Forward:
             x = elementwise.cast(self.t, x, elementwise.FP32_BYTES)
         return layer_norm(self.t, x, weight, offset, width)
 
-    def embedding(self, name: str, ids: Tensor, rows: int, width: int) -> Tensor:
-        """A table of ``rows`` vectors looked up by ``ids``."""
+    def embedding(
+        self, name: str, ids: Tensor, rows: int, width: int, *, again: str = ""
+    ) -> Tensor:
+        """A table of ``rows`` vectors looked up by ``ids``.
+
+        ``again`` says that the table's gradient is there already when the lookup goes back: from
+        the ``head`` (tied weights) or from another ``lookup`` (encoder and decoder share a table).
+        """
         kind = "position" if "position" in name or "wpe" in name else "embedding"
         table = self.param(f"{name}.weight", (rows, width), kind)
-        return embedding(self.t, ids, table, width)
+        if not again and name == "embed_tokens" and self.spec.tie_word_embeddings:
+            again = "head"
+        table.accumulates |= bool(again)
+        return embedding(self.t, ids, table, width, joins=again == "head")
 
     def add(self, a: Tensor, b: Tensor) -> Tensor:
         """``a + b``."""
@@ -204,9 +250,13 @@ class Forward:
     def attention(self, q: Tensor, k: Tensor, v: Tensor, **shape: int | float | bool) -> Tensor:
         """The attention kernel of the configuration on per-rank heads."""
         how = self.how
-        heads = attention.Heads(**self._heads(shape))  # type: ignore[arg-type]
+        heads = self.heads(**shape)
         kernel = {"flash": attention.flash, "sdpa": attention.flash, "eager": attention.eager}
         return kernel[how.attention](self.t, q, k, v, heads)
+
+    def heads(self, **shape: int | float | bool) -> attention.Heads:
+        """The shape of an attention call on this rank; ``shape`` overrides the model's."""
+        return attention.Heads(**self._heads(shape))  # type: ignore[arg-type]
 
     def _heads(self, shape: dict[str, int | float | bool]) -> dict[str, int | float | bool]:
         spec = self.spec
@@ -222,6 +272,11 @@ class Forward:
             "half": self.how.half,
         }
         return defaults | shape
+
+    def produce(self, name: str, x: Tensor) -> Tensor:
+        """Make ``x`` known under ``name`` to the segments that read or hold it."""
+        self.produced[name] = x
+        return x
 
     def sublayer(self, where: str, x: Tensor, entered: Tensor) -> Tensor:
         """Let the method change the output of ``attention`` or ``mlp``."""

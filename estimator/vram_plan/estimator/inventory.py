@@ -83,12 +83,19 @@ class Inventory:
         return sum(weight.count for weight in self.select(trainable=trainable))
 
 
+    def packed(self) -> Iterator[Weight]:
+        """Quantized weights."""
+        return (weight for weight in self.weights if weight.packed)
+
+
 def take_inventory(links: tuple[Link, ...], nominal: int | None = None) -> Inventory:
     """List every weight of a chain; one that two segments share (a tied head) counts once."""
     seen: set[str] = set()
     weights: list[Weight] = []
     for link in links:
         layered = link.segment.kind == "layer"
+        if link.segment.repeats:
+            continue
         for param in link.cost.params:
             if not layered:
                 if param.name in seen:

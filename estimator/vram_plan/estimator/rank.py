@@ -46,10 +46,12 @@ def treat(config: TrainConfig) -> Treatment:
         compute_bytes=compute,
         adapter_bytes=BYTES[config.adapter_dtype],
         weights_bytes=compute,
-        norm_bytes=compute,
+        norm_bytes=4 if config.kbit_preparation else compute,
         autocast=config.autocast,
         half=config.precision == "fp16",
         quantization=config.quantization,
+        double_quant=config.double_quant,
+        matmul_bytes=config.compute_bytes,
         attention=config.attention,
         attention_density=config.attention_density,
         loss=config.loss,
@@ -77,7 +79,8 @@ def run_passes(config: TrainConfig, *, keeps_gradients: bool) -> Passes:
 def _run_passes(model: ModelSpec, how: Treatment, shape: Shape) -> Passes:
     composition = compose(model)
     links = build_chain(model, composition, how, shape)
-    f = Forward(model, how, batch=shape.batch, seq=shape.seq, source_seq=shape.source_seq)
+    f = Forward(model, how, batch=shape.batch, seq=shape.seq)
+    f.source_seq = shape.source_seq
     shared = composition.shared(f).values()
     return Passes(
         links=links,

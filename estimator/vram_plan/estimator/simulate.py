@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
+from vram_plan.estimator.carried import Borrowed, Carried, waiting_gradient
 from vram_plan.estimator.forward import Forward, Treatment
 from vram_plan.estimator.ops.cross_entropy import INDEX_BYTES
 from vram_plan.estimator.segment import Composition, Segment
@@ -42,6 +43,8 @@ class Run:
         checkpoint: ``none``, ``full``, ``selective`` or ``offload`` for this segment.
         keeps_gradients: weight gradients stay until the optimizer step; False where an engine
             moves them to a bucket at once or where they are added to those already there.
+        carried: tensors of earlier segments that live while this one runs.
+        awaited: names that later segments read.
     """
 
     spec: ModelSpec
@@ -55,6 +58,8 @@ class Run:
     entered: Boundary | None = None
     checkpoint: str = "none"
     keeps_gradients: bool = True
+    carried: tuple[Carried, ...] = ()
+    awaited: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,68 +69,135 @@ class Cost:
     Attributes:
         params: its weights (of the base model and of the method) on this rank.
         saved: alive after its forward pass, its input included, its output not.
+        cast: low-precision copies of weights that autocast keeps until the loss is there, beyond
+            what is in ``saved``.
         forward: the fullest moment of its forward pass.
         backward: the fullest moment of its backward pass, recomputation included.
         gradients: bytes of weight gradients it leaves behind.
         left: the tensor it hands on.
+        produced: what it made for later segments, by name.
+        kept: names of carried tensors whose bytes are in ``saved``.
     """
 
     params: tuple[Param, ...]
     saved: Bytes
+    cast: int
     forward: Bytes
     backward: Bytes
     gradients: int
     left: Boundary
+    produced: tuple[tuple[str, Boundary], ...] = ()
+    kept: frozenset[str] = frozenset()
 
 
 @lru_cache(maxsize=4096)
 def simulate(run: Run) -> Cost:
     """Run one segment forward and back on the tape."""
-    f = Forward(run.spec, run.how, batch=run.batch, seq=run.seq, layer=run.layer)
-    f.keeps_gradients = run.keeps_gradients
+    f = _new_forward(run)
     meter = f.t.meter
+    borrowed = Borrowed(f.t, run.carried)
     entered = [_entered(f, run)]
     if run.checkpoint == "none":
-        node, left = _forward(f, run, entered[0])
+        made = _forward(f, run, entered[0], borrowed)
         forward = dict(meter.peak_by_component)
         entered.clear()
-        saved = dict(meter.by_component)
-        meter.mark()
+        borrowed.leave(checkpointed=False)
+        cast, saved = _leave_autocast(f)
+        waiting = _await_gradients(run, made, borrowed)
     else:
-        with f.t.no_grad():
-            _forward(f, run, entered[0])
+        with f.t.checkpointed():
+            made = _forward(f, run, entered[0], borrowed)
         forward = dict(meter.peak_by_component)
-        saved = dict(meter.by_component)
-        meter.mark()
-        node, left = _recompute(f, run, entered[0])
-    if node is not None:
-        f.t.backward(node, left.numel, left.itemsize)
+        borrowed.leave(checkpointed=True)
+        cast, saved = _leave_autocast(f)
+        waiting = _await_gradients(run, made, borrowed)
+        made = _recompute(f, run, entered[0], borrowed)
+    kept = borrowed.kept()
+    if made.node is not None:
+        made.receive(waiting)
+        f.t.backward(made.node, made.left.numel, made.left.itemsize)
     elif run.checkpoint != "none":
-        saved = {}
-    backward = dict(meter.peak_by_component) if node is not None else {}
-    return _cost(f, left, saved=saved, forward=forward, backward=backward)
+        saved, kept = {}, frozenset()
+    backward = dict(meter.peak_by_component) if made.node is not None else {}
+    return _cost(f, made, saved=saved, cast=cast, forward=forward, backward=backward, kept=kept)
 
 
-def _recompute(f: Forward, run: Run, entered: Tensor) -> tuple[Node | None, Boundary]:
+def _new_forward(run: Run) -> Forward:
+    seq = run.source_seq if run.segment.stack == "encoder" else run.seq
+    f = Forward(run.spec, run.how, batch=run.batch, seq=seq, layer=run.layer)
+    f.source_seq = run.source_seq
+    f.keeps_gradients = run.keeps_gradients and not run.segment.repeats
+    return f
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """What a forward pass leaves: its output and what it made for later segments."""
+
+    node: Node | None
+    left: Boundary
+    extra: tuple[tuple[str, Boundary, Node | None], ...]
+
+    def receive(self, waiting: dict[str, Tensor]) -> None:
+        """Hand the gradients that later readers left to the tensors they belong to."""
+        for name, _, node in self.extra:
+            if node is not None and name in waiting:
+                node.grad = waiting.pop(name)
+
+
+def _await_gradients(run: Run, made: _Made, borrowed: Borrowed) -> dict[str, Tensor]:
+    """The gradients that exist before this segment goes back, besides that of its output."""
+    borrowed.await_gradients()
+    waiting = {}
+    for name, boundary, node in made.extra:
+        if name in run.awaited and node is not None and node is not made.node:
+            waiting[name] = waiting_gradient(borrowed.tape, boundary.numel, boundary.itemsize)
+    return waiting
+
+
+def _leave_autocast(f: Forward) -> tuple[int, Bytes]:
+    """Drop the weight copies that autocast cached; bytes that frees, and what stays."""
+    meter = f.t.meter
+    before = meter.live
+    f.cache.clear()
+    meter.mark()
+    return before - meter.live, dict(meter.by_component)
+
+
+def _recompute(f: Forward, run: Run, entered: Tensor, borrowed: Borrowed) -> _Made:
     """The second forward of a checkpointed segment, while the gradient of its output waits."""
     grad = f.t.new(entered.numel, entered.itemsize, "temporaries")
-    result = _forward(f, run, entered)
+    with f.t.recompute():
+        made = _forward(f, run, entered, borrowed)
+    f.cache.clear()
     del grad
-    return result
+    return made
 
 
-def _cost(f: Forward, left: Boundary, *, saved: Bytes, forward: Bytes, backward: Bytes) -> Cost:
+def _cost(
+    f: Forward,
+    made: _Made,
+    *,
+    saved: Bytes,
+    cast: int,
+    forward: Bytes,
+    backward: Bytes,
+    kept: frozenset[str],
+) -> Cost:
     params = tuple(f.params.values())
-    kept = [p.grad.storage.nbytes for p in params if p.grad is not None and p.grad.storage]
+    gradients = [p.grad.storage.nbytes for p in params if p.grad is not None and p.grad.storage]
     for param in params:
         param.grad = None
     return Cost(
         params=params,
         saved=saved,
+        cast=cast,
         forward=forward,
         backward=backward,
-        gradients=sum(kept),
-        left=left,
+        gradients=sum(gradients),
+        left=made.left,
+        produced=tuple((name, boundary) for name, boundary, _ in made.extra),
+        kept=kept,
     )
 
 
@@ -139,13 +211,15 @@ def _entered(f: Forward, run: Run) -> Tensor:
     return x
 
 
-def _forward(f: Forward, run: Run, entered: Tensor) -> tuple[Node | None, Boundary]:
+def _forward(f: Forward, run: Run, entered: Tensor, borrowed: Borrowed) -> _Made:
     shared = {
         name: Tensor(s.numel, s.itemsize, None) for name, s in run.composition.shared(f).items()
     }
-    left = run.segment.run(f, entered, shared)
-    boundary = Boundary(
-        numel=left.numel, itemsize=left.itemsize, requires_grad=left.node is not None
-    )
-    f.cache.clear()  # autocast drops its weight copies when it exits
-    return left.node, boundary
+    left = run.segment.run(f, entered, shared | borrowed.read())
+    extra = tuple((name, _boundary(x), x.node) for name, x in f.produced.items())
+    f.produced.clear()
+    return _Made(left.node, _boundary(left), extra)
+
+
+def _boundary(x: Tensor) -> Boundary:
+    return Boundary(numel=x.numel, itemsize=x.itemsize, requires_grad=x.node is not None)

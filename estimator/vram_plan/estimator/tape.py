@@ -209,19 +209,19 @@ class Tape:
         edges: "tuple[Node | Param | None, ...]",
         fn: Backward,
         *,
-        scalar: bool = False,
+        packs: bool = False,
     ) -> Tensor:
         """Attach a backward function to ``out`` if any edge leads somewhere.
 
-        ``scalar`` says that a number is saved, which takes no memory of the device but counts as
-        a saved tensor where recomputation stops.
+        ``packs`` says that a number or a weight is saved: no memory of the tape's, but a saved
+        tensor where recomputation stops.
         """
         if self.grad_enabled:
             for edge in edges:
                 if edge is not None:
                     if self.forgets:
                         out.node = Node(_nothing, (), self.component)
-                        self._note_saved(out, fn, scalar=scalar)
+                        self._note_saved(out, fn, packs=packs)
                         break
                     node = Node(fn, edges, self.component)
                     self.nodes.append(node)
@@ -229,13 +229,13 @@ class Tape:
                     break
         return out
 
-    def _note_saved(self, out: Tensor, fn: Backward, *, scalar: bool) -> None:
+    def _note_saved(self, out: Tensor, fn: Backward, *, packs: bool) -> None:
         """Remember how many tensors were made when a saved one was last packed.
 
         Inputs are packed before the operator runs, so ``out`` counts only if it is saved itself.
         """
         saved = list(_storages_in(cell.cell_contents for cell in fn.__closure__ or ()))
-        if saved or scalar:
+        if saved or packs:
             self.last_saved = self.made - (out.storage not in saved)
 
     def needs(self, *edges: "Node | Param | None") -> bool:

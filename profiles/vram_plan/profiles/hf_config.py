@@ -93,28 +93,33 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: naming the file and what is wrong with it.
     """
-    file = path
     try:
         file = path / "config.json" if path.is_dir() else path
-        if not file.is_file():
-            raise ValueError(f"{path}: no config.json there; {_WAY_OUT}")
-        size = file.stat().st_size
-        if size > _LARGEST_FILE:
-            raise ValueError(
-                f"{file}: {size:,} bytes is too large for a config.json (at most "
-                f"{_LARGEST_FILE:,}); give the model's config.json, not its weights"
-            )
-        raw = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{file}: cannot be read ({error.strerror}); {_WAY_OUT}") from None
+        text = _read_text(file)
     except UnicodeDecodeError:
-        raise ValueError(f"{file}: is not text; give the model's config.json") from None
+        raise ValueError(f"{path}: is not text; give the model's config.json") from None
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror}); {_WAY_OUT}") from None
+    try:
+        raw = json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(
-            f"{file}: is not JSON ({error.msg}, line {error.lineno}); give a config.json"
+            f"{file}: is not JSON ({error.msg}, line {error.lineno}); give the model's config.json"
         ) from None
-    except RecursionError:
-        raise ValueError(f"{file}: is nested too deeply; give the model's config.json") from None
+    except (ValueError, RecursionError):  # an integer of thousands of digits, 100,000 brackets
+        raise ValueError(f"{file}: is beyond any config (numbers or nesting); {_WAY_OUT}") from None
     if not isinstance(raw, dict):
         raise ValueError(f"{file}: must hold a JSON object, got {show(raw)}; {_WAY_OUT}")
     return raw
+
+
+def _read_text(file: Path) -> str:
+    if not file.is_file():
+        raise ValueError(f"{file}: no config.json there; {_WAY_OUT}")
+    size = file.stat().st_size
+    if size > _LARGEST_FILE:
+        raise ValueError(
+            f"{file}: {size:,} bytes is too large for a config.json (at most {_LARGEST_FILE:,}); "
+            "give the model's config.json, not its weights"
+        )
+    return file.read_text(encoding="utf-8")

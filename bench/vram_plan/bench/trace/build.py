@@ -64,6 +64,7 @@ def build_model(config: TraceConfig) -> torch.nn.Module:
             dtype=DTYPES[config.dtype],
             attn_implementation=_ATTENTION[config.attention],
         )
+    model.tie_weights()  # skipped together with the initialization
     model.train()
     if config.checkpointing == "full":
         model.activation_checkpointing_enable()

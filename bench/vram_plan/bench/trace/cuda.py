@@ -13,20 +13,21 @@ from unittest import mock
 import torch
 
 from vram_plan.bench.trace import attention, autocast
-from vram_plan.bench.trace.rules import DeviceRules
+from vram_plan.bench.trace.rules import DeviceRules, never
 
 __all__ = ["CudaRules"]
 
-_AUTOGRAD = torch._C.DispatchKeySet(torch._C.DispatchKey.AutogradCPU)
 _LAYER_NORMS = (torch.ops.aten.native_layer_norm.default,)
 
 
 def _dropout(tensor: torch.Tensor, p: float, train: bool) -> torch.Tensor:
     """aten/src/ATen/native/Dropout.cpp: CUDA uses the fused kernel, whose mask is bool."""
-    if train and 0 < p < 1 and tensor.numel() > 0:
-        return torch.ops.aten.native_dropout(tensor, p, True)[0]
-    with torch._C._ExcludeDispatchKeyGuard(_AUTOGRAD):
-        return torch.ops.aten.dropout(tensor, p, train)
+    if p == 0 or not train or tensor.numel() == 0:
+        return tensor
+    if p == 1:
+        return tensor.mul(torch.zeros((), dtype=tensor.dtype, device=tensor.device))
+    dropped: torch.Tensor = torch.ops.aten.native_dropout(tensor, p, True)[0]
+    return dropped
 
 
 def _softmax(
@@ -72,7 +73,7 @@ class CudaRules(DeviceRules):
                 for name, kernel in _KERNELS.items():
                     library.impl(name, kernel, "AutogradCPU", allow_override=True)
                 autocast.register(library)
-            with _foreach_is_default(), _flash_attn_package(), _not_traced():
+            with _foreach_is_default(), _flash_attn_package():
                 yield
         finally:
             library._destroy()
@@ -82,8 +83,9 @@ class CudaRules(DeviceRules):
         return attention.backward_scratch(func, args)
 
     def size_bytes(self, func: Any, tensor: torch.Tensor) -> int | None:
-        """layer_norm keeps mean and 1/σ in fp32 (layer_norm_kernel.cu); the fake kernel on the
-        CPU has them in the input's type.
+        """layer_norm's mean and 1/σ are fp32 on CUDA, in the input's type on the CPU.
+
+        Source: aten/src/ATen/native/cuda/layer_norm_kernel.cu.
         """
         if func in _LAYER_NORMS and tensor.dim() and tensor.shape[-1] == 1:
             return 4 * tensor.numel()
@@ -96,26 +98,28 @@ def _foreach_is_default() -> Iterator[None]:
 
     The lists are functions there; they name the device types.
     """
-    from torch._subclasses.fake_tensor import FakeTensor
     from torch.optim import optimizer
     from torch.utils import _foreach_utils
 
     name = "_get_foreach_kernels_supported_devices"
-    types = _foreach_utils._foreach_supported_types
-    types.append(FakeTensor)
-    try:
-        with (
-            mock.patch.object(_foreach_utils, name, lambda: ["cpu"]),
-            mock.patch.object(optimizer, name, lambda: ["cpu"]),
-        ):
-            yield
-    finally:
-        types.remove(FakeTensor)
+    with (
+        mock.patch.object(_foreach_utils, name, _cpu_list),
+        mock.patch.object(optimizer, name, _cpu_list),
+    ):
+        yield
+
+
+def _cpu_list() -> list[str]:
+    return ["cpu"]
+
+
+def _always(*args: Any, **kwargs: Any) -> bool:
+    return True
 
 
 @contextmanager
 def _flash_attn_package() -> Iterator[None]:
-    """transformers finds a flash_attn package whose functions are ours."""
+    """Make transformers find a flash_attn package whose functions are ours."""
     from transformers import PreTrainedModel, modeling_flash_attention_utils
 
     def functions(*args: Any, **kwargs: Any) -> tuple[Any, ...]:
@@ -125,19 +129,10 @@ def _flash_attn_package() -> Iterator[None]:
         mock.patch.object(modeling_flash_attention_utils, "_lazy_imports", functions),
         mock.patch.object(modeling_flash_attention_utils, "_loaded_implementation", None),
         mock.patch.object(
-            modeling_flash_attention_utils, "_is_packed_sequence", lambda *args: False
+            modeling_flash_attention_utils, "_is_packed_sequence", never
         ),
-        mock.patch.object(PreTrainedModel, "_flash_attn_can_dispatch", lambda *a, **k: True),
+        mock.patch.object(PreTrainedModel, "_flash_attn_can_dispatch", _always),
     ):
-        yield
-
-
-@contextmanager
-def _not_traced() -> Iterator[None]:
-    """transformers builds masks for a fake tensor that it leaves out for a real one."""
-    from transformers.utils import import_utils
-
-    with mock.patch.object(import_utils, "is_fake_tensor", lambda tensor: False):
         yield
 
 

@@ -12,7 +12,7 @@ from vram_plan.bench.trace.config import TraceConfig
 from vram_plan.bench.trace.cuda import CudaRules
 from vram_plan.bench.trace.modules import ModulePaths, shorten
 from vram_plan.bench.trace.recorder import Recorder
-from vram_plan.bench.trace.rules import CpuRules, DeviceRules
+from vram_plan.bench.trace.rules import CpuRules, DeviceRules, fake_tensors_count
 from vram_plan.bench.trace.step import TrainingStep, make_batch
 from vram_plan.bench.trace.storages import StorageLog
 from vram_plan.bench.trace.timeline import Trace
@@ -65,6 +65,7 @@ def trace_fake(config: TraceConfig) -> Trace:
     rules: DeviceRules = CudaRules() if config.rules == "cuda" else CpuRules()
     log = StorageLog()
     with ExitStack() as stack:
+        stack.enter_context(fake_tensors_count())
         stack.enter_context(rules.installed())
         model = build_model(config)
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))

@@ -2,6 +2,7 @@
 """The dispatch mode that sees every operator and notes what it allocates."""
 
 import sys
+from types import FrameType
 from typing import Any
 
 import torch
@@ -58,7 +59,10 @@ class Recorder(TorchDispatchMode):
 
 def _from_engine() -> bool:
     """Whether autograd's engine called, and no Python function in between."""
-    return sys._getframe(2).f_code.co_name == "_engine_run_backward"
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None and frame.f_code.co_name in ("_fn", "inner"):
+        frame = frame.f_back  # torch's own wrappers around __torch_dispatch__
+    return frame is not None and frame.f_code.co_name == "_engine_run_backward"
 
 
 def _any_value(tensor: torch.Tensor) -> Any:

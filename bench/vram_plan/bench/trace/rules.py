@@ -1,12 +1,14 @@
 # ruff: noqa: TID253 -- loaded only once a trace has been asked for
 """What a device does beyond the operators' own results: scratch memory, host tensors."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
+from unittest import mock
 
 import torch
 
-__all__ = ["CpuRules", "DeviceRules"]
+__all__ = ["CpuRules", "DeviceRules", "fake_tensors_count", "never"]
 
 
 class DeviceRules:
@@ -30,3 +32,35 @@ class DeviceRules:
 
 class CpuRules(DeviceRules):
     """The CPU as it is."""
+
+
+def never(*args: Any, **kwargs: Any) -> bool:
+    """No, whatever is asked; a mock object would keep the tensors it was asked about."""
+    return False
+
+
+@contextmanager
+def fake_tensors_count() -> Iterator[None]:
+    """Libraries treat a fake tensor as the tensor it stands for.
+
+    torch's optimizers use their multi-tensor functions for plain tensors only
+    (``_foreach_supported_types``), and transformers builds masks for a fake tensor that it
+    leaves out for a real one (``is_tracing``).
+    """
+    from torch._subclasses.fake_tensor import FakeTensor
+    from torch.optim import optimizer
+    from torch.utils import _foreach_utils
+    from transformers.utils import import_utils
+
+    lists: list[list[Any]] = [
+        _foreach_utils._foreach_supported_types,
+        optimizer._foreach_supported_types,
+    ]
+    for types in lists:
+        types.append(FakeTensor)
+    try:
+        with mock.patch.object(import_utils, "is_fake_tensor", never):
+            yield
+    finally:
+        for types in lists:
+            types.remove(FakeTensor)

@@ -18,8 +18,9 @@ from vram_plan.estimator.ops.attention import softmax
 from vram_plan.estimator.ops.elementwise import FP32_BYTES, cast
 from vram_plan.estimator.ops.experts import (
     INDEX_BYTES,
-    add_bias_in_place,
+    add_in_place,
     divide_in_place,
+    gather_bias,
     gather_rows,
     grouped_product,
     sort_by_expert,
@@ -30,7 +31,7 @@ from vram_plan.estimator.ops.experts import (
 from vram_plan.estimator.ops.linear import linear
 from vram_plan.estimator.ops.split import split
 from vram_plan.estimator.segment import Run, Segment
-from vram_plan.estimator.tape import Param, Tensor
+from vram_plan.estimator.tape import Tensor
 from vram_plan.profiles.model import ModelSpec
 
 Gate = Callable[[Forward, Tensor], Tensor]
@@ -86,9 +87,12 @@ def grouped_experts(
     ids, order, offsets, counted = sort_by_expert(t, pairs, experts)
     rows = gather_rows(t, x, t.new(pairs, INDEX_BYTES), pairs * spec.hidden_size)
     chosen = gather_rows(t, weights, order, pairs)
-    out, biases = _projection(f, f"{name}.gate_up_proj", rows, (spec.hidden_size, 2 * inner), (offsets, ids))
+    biases = _biases(f, f"{name}.gate_up_proj_bias", 2 * inner, ids)
+    shape = (spec.hidden_size, 2 * inner)
+    out = _projection(f, f"{name}.gate_up_proj", rows, shape, (offsets, biases))
     out = (gate or halves)(f, out)
-    out, biases = _projection(f, f"{name}.down_proj", out, (inner, spec.hidden_size), (offsets, ids))
+    biases = _biases(f, f"{name}.down_proj_bias", spec.hidden_size, ids)
+    out = _projection(f, f"{name}.down_proj", out, (inner, spec.hidden_size), (offsets, biases))
     weighted = f.mul(out, chosen)
     back = t.new(pairs, INDEX_BYTES)
     counter = t.new(pairs, INDEX_BYTES)
@@ -99,31 +103,43 @@ def grouped_experts(
     return result
 
 
-def _projection(
-    f: Forward, name: str, x: Tensor, shape: tuple[int, int], groups: tuple[Tensor, Tensor]
-) -> tuple[Tensor, Tensor | None]:
-    """A grouped product in the weights' dtype (autocast does not know it), and the rows of bias."""
-    inputs, outputs = shape
-    offsets, ids = groups
-    weight = expert_weight(f, name, (inputs, outputs))
-    out = grouped_product(f.t, cast(f.t, x, weight.itemsize), weight, inputs, offsets)
+def _biases(f: Forward, name: str, width: int, ids: Tensor) -> Tensor | None:
     if not f.spec.mlp_bias:
-        return out, None
+        return None
     experts = f.spec.num_experts // f.how.expert
-    bias = f.param(f"{name}_bias", (experts, outputs), "expert")
-    return add_bias_in_place(f.t, out, bias, ids)
+    return gather_bias(f.t, f.param(name, (experts, width), "expert"), ids)
 
 
-def expert_weight(f: Forward, name: str, shape: tuple[int, int]) -> Param:
-    """The 3-D weight of all experts on this rank."""
+def _projection(
+    f: Forward,
+    name: str,
+    x: Tensor,
+    shape: tuple[int, int],
+    groups: tuple[Tensor, Tensor | None],
+) -> Tensor:
+    """A grouped product in the weights' dtype (autocast does not know it), and the biases' rows."""
     inputs, outputs = shape
-    return f.param(name, (f.spec.num_experts // f.how.expert, outputs, inputs), "expert")
+    offsets, biases = groups
+    experts = f.spec.num_experts // f.how.expert
+    weight = f.param(name, (experts, outputs, inputs), "expert")
+    out = grouped_product(f.t, cast(f.t, x, weight.itemsize), weight, inputs, offsets)
+    return out if biases is None else add_in_place(f.t, out, biases)
 
 
 def halves(f: Forward, x: Tensor) -> Tensor:
     """``_default_apply_gate``: ``act(gate) * up`` of the two halves of x."""
     gate, up = split(f.t, x, (x.numel // 2, x.numel // 2))
     return f.mul(f.act(gate), up)
+
+
+def gated_mlp(f: Forward, name: str, x: Tensor, width: int) -> Tensor:
+    """``down_proj(act_fn(gate_proj(x)) * up_proj(x))`` under a module path: dense or shared."""
+    shape, bias = (f.spec.hidden_size, width), f.spec.mlp_bias
+    inner = f.mul(
+        f.act(f.linear(f"{name}.gate_proj", x, shape, bias=bias, split="column")),
+        f.linear(f"{name}.up_proj", x, shape, bias=bias, split="column"),
+    )
+    return f.linear(f"{name}.down_proj", inner, shape[::-1], bias=bias, split="row")
 
 
 def prenorm_layer(

@@ -2,45 +2,131 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
+from vram_plan.estimator.blocks.heads import token_embedding
 from vram_plan.estimator.forward import Forward
-from vram_plan.estimator.ops.scores import Written, merged, written
 from vram_plan.estimator.ops.attention import Heads
-from vram_plan.estimator.segment import Shared
+from vram_plan.estimator.ops.elementwise import copy
+from vram_plan.estimator.ops.scores import Written, written
+from vram_plan.estimator.ops.sdpa import kernel_for, sdpa
+from vram_plan.estimator.segment import Composition, Run, Segment, Shared
 from vram_plan.estimator.tape import Tensor
+from vram_plan.profiles.model import ModelSpec
 
 INDEX_BYTES = 8
 
+Shareds = dict[str, Shared]
+Inputs = Mapping[str, Tensor]
+
 
 def lent(x: Tensor) -> Tensor:
-    """``x`` without its bytes: `Composition.shared` counts them for as long as the model holds it."""
+    """``x`` without its bytes: `Composition.shared` counts them while the model holds it."""
     return Tensor(x.numel, x.itemsize, None, x.node)
 
 
-def written_attention(
-    f: Forward, q: Tensor, k: Tensor, v: Tensor, how: Written, **shape: int | float | bool
+def model(
+    spec: ModelSpec, names: tuple[str, str], runs: tuple[Run, Run, Run], shared: object
+) -> Composition:
+    """Embedding, equal layers and head; ``names`` are the paths of embedding and layers."""
+    embed, layer, head = runs
+    count = spec.num_hidden_layers
+    return Composition(
+        segments=(
+            Segment(name=names[0], kind="embedding", run=embed),
+            Segment(name=names[1], kind="layer", run=layer, count=count, first=0),
+            Segment(name="lm_head", kind="head", run=head),
+        ),
+        shared=shared,  # type: ignore[arg-type]
+    )
+
+
+def heads_of(f: Forward, **shape: int | float | bool) -> Heads:
+    """The heads of one attention call."""
+    return Heads(**f._heads(shape))  # type: ignore[arg-type]
+
+
+def attend(
+    f: Forward,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    how: Written,
+    mask: Tensor | None = None,
 ) -> Tensor:
-    """The kernel of the configuration; ``eager`` as the class writes it."""
-    if f.how.attention != "eager":
-        return f.attention(q, k, v, **shape)
-    how = replace(how, mask_bytes=f.how.compute_bytes, autocast=f.how.autocast)
-    return merged(f.t, written(f.t, q, k, v, Heads(**f._heads(shape)), how))
+    """The kernel of the configuration; ``eager`` as the class writes it.
+
+    Flash attention lays its output out like the queries; where those come by heads, merging the
+    heads copies.
+    """
+    heads, kernel = heads_of(f), f.how.attention
+    if kernel == "eager":
+        how = replace(how, mask_bytes=f.how.compute_bytes, autocast=f.how.autocast)
+        return written(f.t, q, k, v, heads, how)
+    if kernel == "sdpa":
+        out = sdpa(f.t, q, k, v, heads, mask=mask)
+        kernel = kernel_for(q.itemsize, heads, masked=mask is not None)
+    else:
+        out = f.attention(q, k, v)
+    return copy(f.t, out) if kernel == "flash" and "q" not in how.copied else out
 
 
-def mask(f: Forward) -> dict[str, Shared]:
-    """The causal mask [batch, 1, seq, seq] that only ``eager`` attention is given."""
-    if f.how.attention != "eager":
+def embed_tokens(f: Forward, ids: Tensor, shared: Inputs) -> Tensor:
+    """The lookup and its dropout; ``forward`` holds the lookup too."""
+    x = token_embedding(f, ids, shared)
+    if not f.spec.embedding_dropout:
+        return x
+    return f.dropout(lent(x), f.spec.embedding_dropout)
+
+
+def embed_positions(f: Forward, ids: Tensor, shared: Inputs) -> Tensor:
+    """Tokens plus learned positions; ``forward`` holds both until its last layer has run."""
+    spec = f.spec
+    inputs = lent(token_embedding(f, ids, shared))
+    rows = spec.position_embedding_rows
+    positions = lent(f.embedding("wpe", shared["position_ids"], rows, spec.hidden_size))
+    x = f.add(inputs, positions)
+    return f.dropout(x, spec.embedding_dropout)
+
+
+def mask(f: Forward, *, always: bool = False) -> Shareds:
+    """The causal mask [batch, 1, seq, seq], which fused kernels do without."""
+    if f.how.attention != "eager" and not always:
         return {}
     return {"mask": Shared(numel=f.batch * f.seq * f.seq, itemsize=f.how.compute_bytes, saved=False)}
 
 
-def position_inputs(f: Forward) -> dict[str, Shared]:
+def position_ids(f: Forward, *, saved: bool = False) -> Shareds:
+    """0, 1, 2 …: kept by a lookup of learned positions, else until the last layer has run."""
+    return {"position_ids": Shared(numel=f.seq, itemsize=INDEX_BYTES, saved=saved)}
+
+
+def held_embeddings(f: Forward) -> Shareds:
+    """The token lookup, where dropout makes another tensor of it."""
+    if not f.spec.embedding_dropout or not f.how.training:
+        return {}
+    numel = f.tokens * f.spec.hidden_size
+    return {"inputs_embeds": Shared(numel=numel, itemsize=f.how.weights_bytes, saved=False)}
+
+
+def learned_positions(f: Forward) -> Shareds:
     """Position ids, and the two lookups that ``forward`` keeps as local variables."""
     hidden, itemsize = f.spec.hidden_size, f.how.weights_bytes
     return {
-        "position_ids": Shared(numel=f.seq, itemsize=INDEX_BYTES),
+        **position_ids(f, saved=True),
         "inputs_embeds": Shared(numel=f.tokens * hidden, itemsize=itemsize, saved=False),
         "position_embeds": Shared(numel=f.seq * hidden, itemsize=itemsize, saved=False),
         **mask(f),
     }
+
+
+def plain_mlp(f: Forward, x: Tensor, names: tuple[str, str]) -> Tensor:
+    """Up, activation, down, dropout; ``names`` are the paths of both projections."""
+    spec, entered = f.spec, x
+    shape = (spec.hidden_size, spec.intermediate_size)
+    x = f.linear(names[0], x, shape, bias=spec.mlp_bias, split="column")
+    x = f.act(x)
+    x = f.linear(names[1], x, shape[::-1], bias=spec.mlp_bias, split="row")
+    x = f.dropout(x, spec.hidden_dropout)
+    return f.sublayer("mlp", x, entered)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from vram_plan.estimator.forward import Forward
-from vram_plan.estimator.ops.cross_entropy import cross_entropy
+from vram_plan.estimator.ops.cross_entropy import INDEX_BYTES, cross_entropy
 from vram_plan.estimator.ops.elementwise import FP32_BYTES, cast
 from vram_plan.estimator.tape import Tensor
 
@@ -19,17 +19,19 @@ def token_embedding(f: Forward, ids: Tensor, shared: Mapping[str, Tensor]) -> Te
 def causal_lm_loss(f: Forward, x: Tensor, *, width: int = 0) -> Tensor:
     """``lm_head`` and ``ForCausalLMLoss``: logits in fp32, then cross-entropy.
 
-    transformers 5.23.0 ``loss/loss_utils.py``. The caller keeps the 16-bit logits until the model
-    returns; the shifted labels (8 bytes a token) are kept by the loss.
+    transformers 5.23.0 ``loss/loss_utils.py``. The model's output holds the 16-bit logits until
+    the loss is taken from it.
     """
     with f.t.scope("logits"):
         logits = f.head_linear(x, (width or f.spec.hidden_size, f.spec.vocab_size))
-        labels = f.t.new(f.tokens, 8)
-        loss = _upcast_loss(f, logits)
-        del labels
-        return loss
+        return shifted_loss(f, logits)
 
 
-def _upcast_loss(f: Forward, logits: Tensor) -> Tensor:
+def shifted_loss(f: Forward, logits: Tensor) -> Tensor:
+    """``ForCausalLMLoss`` on logits: the labels are padded by one, then copied from the second on."""
     wide = cast(f.t, logits, FP32_BYTES)
-    return cross_entropy(f.t, wide)
+    padded = f.t.new(f.tokens + f.batch, INDEX_BYTES)
+    labels = f.t.new(f.tokens, INDEX_BYTES)
+    loss = cross_entropy(f.t, wide, labels)
+    del padded
+    return loss

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 
 from vram_plan.estimator.blocks.heads import causal_lm_loss, token_embedding
 from vram_plan.estimator.forward import Forward
+from vram_plan.estimator.ops.cross_entropy import INDEX_BYTES
+from vram_plan.estimator.ops.elementwise import relayout
 from vram_plan.estimator.ops.rotary import rotate
 from vram_plan.estimator.segment import Composition, Segment, Shared
 from vram_plan.estimator.tape import Tensor
@@ -27,7 +29,9 @@ def self_attention(f: Forward, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     spec, entered = f.spec, x
     hidden, bias = spec.hidden_size, spec.attention_bias
     q = f.linear("self_attn.q_proj", x, (hidden, spec.query_dim), bias=bias, split="column")
+    q = relayout(f.t, q)
     k = f.linear("self_attn.k_proj", x, (hidden, spec.kv_dim), bias=bias, split="column")
+    k = relayout(f.t, k)
     v = f.linear("self_attn.v_proj", x, (hidden, spec.kv_dim), bias=bias, split="column")
     q, k = rotate(f.t, q, cos, sin), rotate(f.t, k, cos, sin)
     k, v = f.how.method.keys_values(f, k, v)
@@ -50,7 +54,8 @@ def gated_mlp(f: Forward, x: Tensor) -> Tensor:
 
 def head(f: Forward, x: Tensor, shared: Mapping[str, Tensor]) -> Tensor:
     """The last norm, the projection to the vocabulary and the loss."""
-    return causal_lm_loss(f, f.rms_norm("norm", x, f.spec.hidden_size))
+    x = f.rms_norm("norm", x.moved(), f.spec.hidden_size)
+    return causal_lm_loss(f, x)
 
 
 def layer(f: Forward, x: Tensor, shared: Mapping[str, Tensor]) -> Tensor:
@@ -62,7 +67,8 @@ def rotary_tables(f: Forward) -> dict[str, Shared]:
     """cos and sin [1, seq, head_dim], made once a step in the activations' dtype."""
     numel = f.seq * f.spec.rotary_dim
     table = Shared(numel=numel, itemsize=f.how.compute_bytes)
-    return {"cos": table, "sin": table}
+    ids = Shared(numel=f.seq, itemsize=INDEX_BYTES, saved=False)
+    return {"cos": table, "sin": table, "position_ids": ids}
 
 
 def compose(spec: ModelSpec) -> Composition:

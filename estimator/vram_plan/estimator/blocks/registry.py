@@ -10,10 +10,18 @@ if TYPE_CHECKING:
     from vram_plan.estimator.segment import Composition
 
 _MODULES = {
+    "bert": "bert",
+    "roberta": "bert",
+    "xlm-roberta": "bert",
+    "electra": "bert",
     "gpt2": "gpt2",
+    "gpt_neox": "gpt_neox",
     "llama": "llama",
     "mistral": "llama",
     "mixtral": "mixtral",
+    "qwen3_moe": "qwen3_moe",
+    "qwen2_moe": "qwen2_moe",
+    "olmoe": "olmoe",
     "qwen2": "llama",
 }
 """Hugging Face's ``model_type`` → module of this package."""

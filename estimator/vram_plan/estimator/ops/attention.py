@@ -43,26 +43,29 @@ class Heads:
         return self.batch * self.heads * self.seq * self.kv_seq
 
 
-def flash(t: Tape, q: Tensor, k: Tensor, v: Tensor, s: Heads) -> Tensor:
+def flash(t: Tape, q: Tensor, k: Tensor, v: Tensor, s: Heads, *, seeds: int = 1) -> Tensor:
     """Flash attention: keeps q, k, v, the output and an fp32 log-sum-exp per head and token.
+
+    And the state of the random numbers: one tensor in the flash_attn package, two in PyTorch.
 
     Sizes as in Dao-AILab/flash-attention v2 ``csrc/flash_attn/flash_api.cpp``: ``mha_fwd`` makes
     out and softmax_lse; ``mha_bwd`` makes dq, dk, dv, softmax_d and dq_accum (both fp32, sequence
-    rounded up to 128, head to 32), and dk and dv for every query head when heads share keys.
+    rounded up to 128, head to 32 or 64), and dk and dv for every query head when heads share keys.
     """
     out = t.new(s.batch * s.seq * s.heads * s.value_dim, q.itemsize)
     if not t.needs(q.node, k.node, v.node):
         return out
     lse = t.new(s.batch * s.heads * s.seq, FP32_BYTES)
+    state = tuple(t.new(2, 8).storage for _ in range(seeds))
     kept = (q.storage, k.storage, v.storage, out.storage, lse.storage)
     qn, kn, vn, itemsize = q.numel, k.numel, v.numel, q.itemsize
 
     def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
-        _ = kept
+        _ = kept, state
         dq, dk, dv = t.new(qn, itemsize), t.new(kn, itemsize), t.new(vn, itemsize)
-        rounded = -(-s.seq // 128) * 128
+        rounded = _round_up(s.seq, 128)
         softmax_d = t.new(s.batch * s.heads * rounded, FP32_BYTES)
-        width = -(-s.head_dim // 32) * 32
+        width = _round_up(s.head_dim, 32 if s.head_dim <= 128 else 64)
         dq_accum = t.new(s.batch * rounded * s.heads * width, FP32_BYTES)
         if s.kv_heads != s.heads:
             expanded = s.batch * s.kv_seq * s.heads * s.head_dim
@@ -72,6 +75,10 @@ def flash(t: Tape, q: Tensor, k: Tensor, v: Tensor, s: Heads) -> Tensor:
         return dq, dk, dv
 
     return t.record(out, (q.node, k.node, v.node), backward)
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
 
 
 def eager(t: Tape, q: Tensor, k: Tensor, v: Tensor, s: Heads) -> Tensor:

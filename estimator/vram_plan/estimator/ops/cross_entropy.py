@@ -6,30 +6,37 @@ from vram_plan.estimator.tape import Tape, Tensor
 INDEX_BYTES = 8
 
 
-def cross_entropy(t: Tape, logits: Tensor) -> Tensor:
+def cross_entropy(
+    t: Tape, logits: Tensor, labels: Tensor, *, itemsize: int | None = None
+) -> Tensor:
     """``cross_entropy``: log_softmax, which keeps its output, and nll_loss, which keeps it too.
 
-    Going back, nll_loss makes a gradient of the logits' size and log_softmax another one.
+    nll_loss keeps the labels and a sum of weights besides. Going back, it makes a gradient of the
+    logits' size and log_softmax another one. ``itemsize`` is that of the loss where the kernel
+    casts by itself (fp16 logits under autocast, ``aten/src/ATen/native/SoftMax.cpp``).
     """
-    return _nll_loss(t, _log_softmax(t, logits))
+    return _nll_loss(t, _log_softmax(t, logits, itemsize or logits.itemsize), labels)
 
 
-def _log_softmax(t: Tape, logits: Tensor) -> Tensor:
-    out = t.new(logits.numel, logits.itemsize)
-    kept = out.storage
+def _log_softmax(t: Tape, logits: Tensor, width: int) -> Tensor:
+    out = t.new(logits.numel, width)
+    kept, itemsize = out.storage, logits.itemsize
 
     def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
         _ = kept
-        return (t.new(grad.numel, grad.itemsize),)
+        return (t.new(grad.numel, itemsize),)
 
     return t.record(out, (logits.node,), backward)
 
 
-def _nll_loss(t: Tape, scores: Tensor) -> Tensor:
-    kept, numel, itemsize = scores.storage, scores.numel, scores.itemsize
+def _nll_loss(t: Tape, scores: Tensor, labels: Tensor) -> Tensor:
+    numel, itemsize = scores.numel, scores.itemsize
+    out = t.new(1, FP32_BYTES)
+    total_weight = t.new(1, FP32_BYTES)
+    kept = (scores.storage, labels.storage, total_weight.storage)
 
     def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
         _ = kept
         return (t.new(numel, itemsize),)
 
-    return t.record(t.new(1, FP32_BYTES), (scores.node,), backward)
+    return t.record(out, (scores.node,), backward)

@@ -68,8 +68,25 @@ def scale(t: Tape, x: Tensor) -> Tensor:
         t.new(x.numel, x.itemsize),
         (x.node,),
         lambda grad: (t.new(grad.numel, grad.itemsize),),
-        scalar=True,
+        packs=True,
     )
+
+
+def negate(t: Tape, x: Tensor) -> Tensor:
+    """``-x``: saves nothing; the gradient is a new tensor."""
+    return t.record(
+        t.new(x.numel, x.itemsize), (x.node,), lambda grad: (t.new(grad.numel, grad.itemsize),)
+    )
+
+
+def relayout(t: Tape, x: Tensor) -> Tensor:
+    """``view(…).transpose(1, 2)``: a view whose gradient comes back in another order.
+
+    Undoing the view then copies (``view_backward`` reshapes): so it is for queries and keys behind
+    rotary embeddings, whose gradients are laid out by heads.
+    """
+    out = Tensor(x.numel, x.itemsize, x.storage)
+    return t.record(out, (x.node,), lambda grad: (t.new(grad.numel, grad.itemsize),))
 
 
 def shift(t: Tape, x: Tensor) -> Tensor:

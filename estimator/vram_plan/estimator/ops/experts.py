@@ -112,23 +112,25 @@ def grouped_product(t: Tape, x: Tensor, weight: Param, inputs: int, offsets: Ten
 
     outputs = weight.numel // (weight.shape[0] * inputs)
     edges = (x.node, weight if trains else None)
-    return t.record(t.new(rows * outputs, x_itemsize), edges, backward)
+    return t.record(t.new(rows * outputs, x_itemsize), edges, backward, packs=True)
 
 
-def add_bias_in_place(t: Tape, x: Tensor, bias: Param, index: Tensor) -> tuple[Tensor, Tensor]:
-    """``x.add_(bias[index])``: the gathered rows, x's size, stay alive as a local variable."""
-    itemsize = bias.itemsize
-    rows = t.new(x.numel, itemsize)
-    edge = bias if bias.trainable else None
-    kept = index.storage if edge is not None and t.grad_enabled else None
+def gather_bias(t: Tape, bias: Param, index: Tensor) -> Tensor:
+    """``bias[index]``: one row of the experts' biases for every row of tokens."""
+    kept, itemsize = index.storage, bias.itemsize
 
-    def gathered(grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
         _ = kept
         return (t.new(bias.numel, itemsize, "gradients"),)
 
-    t.record(rows, (edge,), gathered)
+    rows = t.new(index.numel * (bias.numel // bias.shape[0]), itemsize)
+    return t.record(rows, (bias if bias.trainable else None,), backward)
+
+
+def add_in_place(t: Tape, x: Tensor, y: Tensor) -> Tensor:
+    """``x.add_(y)``: saves nothing; both gradients are the incoming one."""
     out = Tensor(x.numel, x.itemsize, x.storage)
-    return t.record(out, (x.node, rows.node), lambda grad: (grad, grad.view())), rows
+    return t.record(out, (x.node, y.node), lambda grad: (grad, grad.view()))
 
 
 def pick(t: Tape, x: Tensor, index: Tensor) -> Tensor:
@@ -146,3 +148,28 @@ def sort_by_expert(t: Tape, pairs: int, experts: int) -> tuple[Tensor, Tensor, T
     counted = t.new(pairs, FP32_BYTES)
     offsets = t.new(experts, FP32_BYTES)
     return ids, order, offsets, counted
+
+
+def clamp(t: Tape, x: Tensor, *, sides: int = 2) -> Tensor:
+    """``x.clamp(min, max)``: keeps x."""
+    return _clamped(t, x, t.new(x.numel, x.itemsize), x, sides)
+
+
+def clamp_in_place(t: Tape, x: Tensor) -> Tensor:
+    """``x.clamp_(min, max)``: keeps a copy of what x was."""
+    before = t.new(x.numel, x.itemsize) if t.needs(x.node) else x
+    return _clamped(t, x, Tensor(x.numel, x.itemsize, x.storage), before, 2)
+
+
+def _clamped(t: Tape, x: Tensor, out: Tensor, saved: Tensor, sides: int) -> Tensor:
+    """``clamp_backward``: ``where(min <= saved <= max, grad, 0)``, one boolean mask a side."""
+    kept, numel, itemsize = saved.storage, x.numel, x.itemsize
+
+    def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
+        _ = kept
+        masks = [t.new(numel, 1) for _ in range(sides)]
+        result = t.new(numel, itemsize)
+        masks.clear()
+        return (result,)
+
+    return t.record(out, (x.node,), backward)

@@ -4,31 +4,31 @@ from vram_plan.estimator.tape import Param, Tape, Tensor
 
 
 def linear(t: Tape, x: Tensor, weight: Param, bias: Param | None, outputs: int) -> Tensor:
-    """``x @ W.T + b`` with x [tokens, inputs]: saves x where W learns; W where x needs a gradient.
+    """``x @ W.T + b`` with x [batch, seq, inputs]: saves x where W learns, W where x needs a gradient.
 
-    The gradients are made in the order input, weight, bias (``mm``/``addmm`` in derivatives.yaml).
+    Without a bias ``mm`` makes the weight's gradient before the input's, with one ``addmm`` makes
+    input, weight, bias. The input's gradient is a view: three dimensions become two on the way in
+    (``aten/src/ATen/native/Linear.cpp``, torch 2.13.0).
     """
     inputs = weight.numel // outputs
     tokens = x.numel // inputs
     trains, x_needs = weight.trainable, x.requires_grad
-    kept = x.storage if trains and t.grad_enabled else None
+    offset = bias if bias is not None and bias.trainable else None
+    copy = weight.copy.storage if isinstance(weight, AutocastWeight) and x_needs else None
+    kept = (x.storage if trains else None, copy)
     x_numel, x_itemsize = x.numel, x.itemsize
 
     def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
         _ = kept
-        db = None
-        if bias is not None and bias.trainable:
-            db = t.new(outputs, grad.itemsize, "gradients")
-        dx = t.new(x_numel, x_itemsize) if x_needs else None
-        dw = t.new(weight.numel, weight.itemsize, "gradients") if trains else None
+        dw = t.new(weight.numel, weight.itemsize, "gradients") if trains and not bias else None
+        dx = t.new(x_numel, x_itemsize).view() if x_needs else None
+        if trains and bias:
+            dw = t.new(weight.numel, weight.itemsize, "gradients")
+        db = t.new(outputs, grad.itemsize, "gradients") if offset else None
         return dx, dw, db
 
-    edges = (
-        x.node,
-        weight if trains else None,
-        bias if bias is not None and bias.trainable else None,
-    )
-    return t.record(t.new(tokens * outputs, x.itemsize), edges, backward)
+    edges = (x.node, weight if trains else None, offset)
+    return t.record(t.new(tokens * outputs, x.itemsize), edges, backward, packs=True)
 
 
 def cached_cast(t: Tape, weight: Param, itemsize: int, cache: dict[str, Tensor]) -> Param:

@@ -56,9 +56,10 @@ def _rsqrt(t: Tape, x: Tensor) -> Tensor:
 
     def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
         _ = kept
-        cube, halved = t.new(grad.numel, grad.itemsize), t.new(grad.numel, grad.itemsize)
-        del cube, halved
-        return (t.new(grad.numel, grad.itemsize),)
+        held = t.new(grad.numel, grad.itemsize), t.new(grad.numel, grad.itemsize)
+        result = t.new(grad.numel, grad.itemsize)
+        del held
+        return (result,)
 
     return t.record(out, (x.node,), backward)
 

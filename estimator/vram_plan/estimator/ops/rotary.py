@@ -1,6 +1,6 @@
 """Rotary position embeddings."""
 
-from vram_plan.estimator.ops.elementwise import add, concat, mul, narrow, scale
+from vram_plan.estimator.ops.elementwise import add, concat, mul, narrow, negate
 from vram_plan.estimator.tape import Tape, Tensor
 
 
@@ -17,4 +17,5 @@ def rotate(t: Tape, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def rotate_half(t: Tape, x: Tensor) -> Tensor:
     """``cat((-x2, x1))``."""
     half = x.numel // 2
-    return concat(t, (scale(t, narrow(t, x, half)), narrow(t, x, half)))
+    first, second = narrow(t, x, half), narrow(t, x, half)
+    return concat(t, (negate(t, second), first))

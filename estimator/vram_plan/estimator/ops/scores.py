@@ -1,8 +1,7 @@
 """Attention written out in the dtype and order of each older model class.
 
-``ops/attention.py`` has the form that newer classes share (an fp32 softmax after the mask). The
-classes of GPT-2's time differ in where they upcast, scale, mask and copy, hence in what they keep.
-Shapes are those of `Heads`.
+The classes of GPT-2's time differ in where they upcast, scale, mask and copy, hence in what they
+keep. Shapes are those of `Heads`.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 
 from vram_plan.estimator.ops.attention import Heads, batched_product, softmax
 from vram_plan.estimator.ops.elementwise import FP32_BYTES, add, cast, copy, dropout, scale
+from vram_plan.estimator.ops.sdpa import repeat
 from vram_plan.estimator.tape import Tape, Tensor
 
 LOW_BYTES = 2
@@ -26,6 +26,8 @@ class Written:
         scaling: where the scores are multiplied by a number: ``before`` or ``after`` the mask, or
             ``never``.
         chosen: ``torch.where`` with a boolean buffer masks the scores first (GPT-Neo).
+        copied: which of ``q``, ``k`` and ``v`` are laid out by tokens, so that ``matmul`` copies
+            them: those that come straight from a projection.
         mask_bytes: bytes per element of the additive mask.
         autocast: matrix products run in 16 bits, softmax in fp32.
     """
@@ -34,32 +36,42 @@ class Written:
     wide_softmax: bool = False
     scaling: str = "before"
     chosen: bool = False
+    copied: str = "qkv"
     mask_bytes: int = 2
     autocast: bool = False
 
 
 def written(t: Tape, q: Tensor, k: Tensor, v: Tensor, s: Heads, how: Written) -> Tensor:
-    """Scores, mask, softmax, dropout, product with the values: [batch, heads, seq, value_dim]."""
+    """Scores, mask, softmax, dropout, product with the values, and the result laid out by tokens."""
+    if s.kv_heads != s.heads:
+        k, v = repeat(t, k, s.heads // s.kv_heads), repeat(t, v, s.heads // s.kv_heads)
     if how.wide_products:
         q, k = cast(t, q, FP32_BYTES), cast(t, k, FP32_BYTES)
-    weights = product(t, flattened(t, low(t, q, how), s), flattened(t, low(t, k, how), s), s.scores)
+    weights = batched_product(
+        t, factor(t, q, s, how, "q"), factor(t, k, s, how, "k"), s.scores
+    )
+    weights = masked(t, weights, how)
+    weights = softmax(t, weights, width_of(weights, how), half_to_float=s.half)
+    weights = cast(t, weights, v.itemsize)
+    weights = dropout(t, weights, s.dropout)
+    numel = s.batch * s.heads * s.seq * s.value_dim
+    out = batched_product(t, low(t, weights, how), factor(t, v, s, how, "v"), numel)
+    return copy(t, out)
+
+
+def masked(t: Tape, weights: Tensor, how: Written) -> Tensor:
+    """The scores with scaling and mask."""
     if how.scaling == "before":
         weights = scale(t, weights)
     if how.chosen:
         weights = scale(t, weights)  # ``where``: a new tensor, and one more for the gradient
     weights = add(t, weights, Tensor(0, how.mask_bytes, None))
-    if how.scaling == "after":
-        weights = scale(t, weights)
-    width = FP32_BYTES if how.wide_softmax or how.autocast else weights.itemsize
-    weights = softmax(t, weights, width, half_to_float=s.half)
-    weights = cast(t, weights, v.itemsize)
-    weights = dropout(t, weights, s.dropout)
-    return product(
-        t, low(t, weights, how), flattened(t, low(t, v, how), s), s.batch * s.heads * s.seq * s.value_dim
-    )
+    return scale(t, weights) if how.scaling == "after" else weights
 
 
-product = batched_product
+def width_of(weights: Tensor, how: Written) -> int:
+    """Bytes per element in which the softmax runs."""
+    return FP32_BYTES if how.wide_softmax or how.autocast else weights.itemsize
 
 
 def low(t: Tape, x: Tensor, how: Written) -> Tensor:
@@ -67,15 +79,13 @@ def low(t: Tape, x: Tensor, how: Written) -> Tensor:
     return cast(t, x, LOW_BYTES) if how.autocast else x
 
 
-def flattened(t: Tape, x: Tensor, s: Heads) -> Tensor:
-    """[batch, heads, seq, dim], transposed from [batch, seq, heads, dim], as one batch of products.
+def factor(t: Tape, x: Tensor, s: Heads, how: Written, name: str) -> Tensor:
+    """A factor of ``matmul`` [batch, heads, …] as one batch of products.
 
     ``matmul`` reshapes its factors to three dimensions (``aten/src/ATen/native/LinearAlgebra.cpp``,
-    torch 2.13.0), which copies unless batch and heads can be one dimension.
+    torch 2.13.0), which copies unless batch and heads can be one dimension. Repeated heads are
+    laid out by heads already.
     """
-    return copy(t, x) if s.batch > 1 and s.heads > 1 else x
-
-
-def merged(t: Tape, x: Tensor) -> Tensor:
-    """``transpose(1, 2).contiguous()`` of the product: a copy."""
-    return copy(t, x)
+    x = low(t, x, how)
+    mixed = name in how.copied and (name == "q" or s.heads == s.kv_heads)
+    return copy(t, x) if mixed and s.batch > 1 and s.heads > 1 else x

@@ -46,6 +46,10 @@ def split(t: Tape, x: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, ...]:
         held.clear()
         return (joined,)
 
+    if t.forgets:
+        for part in parts:
+            part.node = Node(lambda grad: (), (), t.component)
+        return parts
     owner = Node(backward, (x.node,), t.component)
     t.nodes.append(owner)
     for index, part in enumerate(parts):

@@ -1,0 +1,54 @@
+"""Pieces that BERT's and BART's relatives share."""
+
+from __future__ import annotations
+
+from vram_plan.estimator.forward import Forward
+from vram_plan.estimator.ops.cross_entropy import INDEX_BYTES, cross_entropy
+from vram_plan.estimator.ops.elementwise import FP32_BYTES, cast
+from vram_plan.estimator.ops.plain_attention import plain
+from vram_plan.estimator.segment import Shared
+from vram_plan.estimator.tape import Tensor
+
+
+def attend(
+    f: Forward, q: Tensor, k: Tensor, v: Tensor, **shape: int | float | bool
+) -> Tensor:
+    """The kernel of the configuration; ``eager`` with a softmax in the scores' dtype."""
+    if f.how.attention != "eager":
+        return f.attention(q, k, v, **shape)
+    return plain(f.t, (q, k, v), f.heads(**shape), autocast=f.how.autocast)
+
+
+def nothing_shared(f: Forward) -> dict[str, Shared]:
+    """No tables or masks: positions are looked up, and nothing is masked without padding."""
+    return {}
+
+
+def transform(f: Forward, x: Tensor, names: tuple[str, str], act: str = "") -> Tensor:
+    """The masked-LM head in front of the decoder: dense, activation, norm (module ``names``)."""
+    dense, norm = names
+    width = f.spec.embedding_size or f.spec.hidden_size
+    x = f.linear(dense, x, (f.spec.hidden_size, width), bias=True)
+    x = f.act(x, act)
+    return f.layer_norm(norm, x, width)
+
+
+def plain_loss(f: Forward, x: Tensor, width: int) -> Tensor:
+    """The projection to the vocabulary and ``CrossEntropyLoss`` in the logits' dtype.
+
+    The labels are those given: they are neither shifted nor copied. Autocast runs log_softmax in
+    fp32.
+    """
+    with f.t.scope("logits"):
+        logits = f.head_linear(x, (width, f.spec.vocab_size))
+        return loss_of(f, logits)
+
+
+def loss_of(f: Forward, logits: Tensor) -> Tensor:
+    """``CrossEntropyLoss`` on logits that the caller keeps."""
+    labels = Tensor(f.tokens, INDEX_BYTES, None)
+    if not f.how.autocast:
+        return cross_entropy(f.t, logits, labels)
+    if f.how.half:
+        return cross_entropy(f.t, logits, labels, itemsize=FP32_BYTES)
+    return cross_entropy(f.t, cast(f.t, logits, FP32_BYTES), labels)

@@ -1,0 +1,137 @@
+"""Tensors that travel past segments: an encoder's output, T5's position bias.
+
+One segment makes such a tensor (``Forward.produce``), later ones read it or merely keep it alive.
+Its bytes are counted once, in the first segment that saves it for the backward pass; before that,
+and where nobody saves it, it lives as long as the variable of the library's code that names it.
+Its gradient is made by the last reader and waits, growing in place, until the maker's turn comes.
+"""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vram_plan.estimator.tape import Leaf, Storage, Tape, Tensor
+
+if TYPE_CHECKING:
+    from vram_plan.estimator.segment import Segment
+    from vram_plan.estimator.simulate import Boundary, Cost
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Carried:
+    """One such tensor as a segment meets it.
+
+    Attributes:
+        name: under which it was made.
+        numel: elements.
+        itemsize: bytes per element.
+        requires_grad: a gradient flows back to its maker.
+        read: the segment reads it.
+        counted: an earlier segment keeps its bytes already.
+        waiting: a later reader has gone back before, so a gradient is there already.
+    """
+
+    name: str
+    numel: int
+    itemsize: int
+    requires_grad: bool
+    read: bool
+    counted: bool
+    waiting: bool
+
+
+class Journeys:
+    """What travels through a chain, followed while its segments are simulated in order."""
+
+    def __init__(self, segments: tuple[Segment, ...]) -> None:
+        self.segments = segments
+        self.made: dict[str, Boundary] = {}
+        self.counted: set[str] = set()
+        self.last_read: dict[str, int] = {}
+        self.last_alive: dict[str, int] = {}
+        for i, segment in enumerate(segments):
+            self.last_read.update(dict.fromkeys(segment.reads, i))
+            self.last_alive.update(dict.fromkeys((*segment.reads, *segment.holds), i))
+
+    def carried(self, i: int, *, last_piece: bool) -> tuple[Carried, ...]:
+        """What segment ``i`` meets; ``last_piece`` is the last of its ``count`` pieces."""
+        result = []
+        for name, made in self.made.items():
+            if i > self.last_alive.get(name, -1):
+                continue
+            final = self.last_read.get(name, -1)
+            later = i < final or (i == final and not last_piece)
+            result.append(
+                Carried(
+                    name=name,
+                    numel=made.numel,
+                    itemsize=made.itemsize,
+                    requires_grad=made.requires_grad,
+                    read=name in self.segments[i].reads,
+                    counted=name in self.counted,
+                    waiting=later and made.requires_grad,
+                )
+            )
+        return tuple(result)
+
+    def awaited(self, i: int) -> frozenset[str]:
+        """Names that segments after ``i`` read."""
+        return frozenset(name for name, last in self.last_read.items() if last > i)
+
+    def note(self, cost: Cost) -> None:
+        """Take up what a segment made and what it keeps."""
+        self.made.update(cost.produced)
+        self.counted |= cost.kept
+
+
+class Borrowed:
+    """The carried tensors inside the simulation of one segment."""
+
+    def __init__(self, tape: Tape, carried: tuple[Carried, ...]) -> None:
+        self.tape = tape
+        self.carried = carried
+        self.leaves = {c.name: Leaf() for c in carried if c.read and c.requires_grad}
+        self.variables: dict[str, Tensor] = {}
+        self.stored: dict[str, weakref.ref[Storage]] = {}
+        self.waiting: list[Tensor] = []
+        for c in carried:
+            self._lend(c)
+
+    def _lend(self, c: Carried) -> None:
+        storage = None
+        if not c.counted:
+            storage = Storage(self.tape.meter, c.numel * c.itemsize, "activations")
+            self.stored[c.name] = weakref.ref(storage)
+        self.variables[c.name] = Tensor(c.numel, c.itemsize, storage, self.leaves.get(c.name))
+
+    def read(self) -> dict[str, Tensor]:
+        """What the composition finds among its shared tensors."""
+        return {c.name: self.variables[c.name] for c in self.carried if c.read}
+
+    def leave(self, *, checkpointed: bool) -> None:
+        """Drop the variables at the end of the forward pass; a checkpoint holds its arguments."""
+        for c in self.carried:
+            if not (checkpointed and c.read):
+                del self.variables[c.name]
+
+    def kept(self) -> frozenset[str]:
+        """Names whose bytes this segment keeps."""
+        return frozenset(name for name, stored in self.stored.items() if stored() is not None)
+
+    def await_gradients(self) -> None:
+        """Make the gradients that later readers have left: the segment's own are added to them."""
+        for c in self.carried:
+            if c.waiting:
+                grad = waiting_gradient(self.tape, c.numel, c.itemsize)
+                if c.read:
+                    self.leaves[c.name].grad = grad
+                else:
+                    self.waiting.append(grad)
+                del grad
+
+
+def waiting_gradient(tape: Tape, numel: int, itemsize: int) -> Tensor:
+    """A gradient that is there before the segment goes back."""
+    return Tensor(numel, itemsize, Storage(tape.meter, numel * itemsize, "temporaries"))

@@ -1,0 +1,95 @@
+"""The ledger of inference: weights, the key-value cache and the working set of the prefill."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from vram_plan.estimator.choices import BYTES
+from vram_plan.estimator.config import TrainConfig
+from vram_plan.estimator.ledger import Entry, Ledger
+from vram_plan.estimator.rank import Passes, run_passes
+from vram_plan.estimator.sharding.base import Rank, weights_entries
+from vram_plan.profiles.model import ModelSpec
+
+PREFILL, DECODE = "prefill", "decode"
+GENERATION_SOURCE = "transformers 5.23.0 generation/utils.py: logits of the last position only"
+CACHE_SOURCE = "transformers 5.23.0 cache_utils.py DynamicCache"
+
+
+def inference_ledger(config: TrainConfig) -> tuple[Ledger, int, int]:
+    """Weights and cache all the time; the prefill's and a decoding step's working sets."""
+    passes = run_passes(config, keeps_gradients=False)
+    rank = Rank(config=config, passes=passes)
+    entries = [*_weights(rank), _cache(config)]
+    entries.append(_working_set(passes, PREFILL, "the whole prompt"))
+    one = run_passes(replace(config, seq_len=1, source_len=0, cp=1), keeps_gradients=False)
+    entries.append(_working_set(one, DECODE, "one token of every sequence"))
+    ledger = Ledger((PREFILL, DECODE), entries)
+    return ledger, passes.inventory.numel(added=False), 0
+
+
+def _weights(rank: Rank) -> list[Entry]:
+    """Weights as held; ``--weights-dtype int8`` is uniform: one byte for every parameter."""
+    config = rank.config
+    if config.weights_dtype != "int8":
+        return weights_entries(rank)
+    numel = rank.passes.inventory.numel()
+    return [
+        Entry(
+            component="weights",
+            name="weights in int8",
+            bytes=numel,
+            formula=f"1 byte · {numel:,} parameters, uniformly",
+            source="--weights-dtype int8",
+            state=True,
+        )
+    ]
+
+
+def kv_cache_elements(model: ModelSpec, tokens: int) -> int:
+    """Cached elements per sequence of ``tokens``: keys and values of every layer.
+
+    Latent attention (DeepSeek-V2, arXiv:2405.04434, section 2.1) can cache kv_lora_rank +
+    qk_rope_head_dim elements a token and layer; transformers' code caches full keys and values
+    (``models/deepseek_v3/modeling_deepseek_v3.py``), which is what is counted here.
+    Windowed layers keep at most ``sliding_window`` tokens.
+    """
+    total = 0
+    layers = model.num_decoder_layers or model.num_hidden_layers
+    width = model.kv_dim + model.num_key_value_heads * (
+        model.v_head_dim if model.is_latent else model.head_dim
+    )
+    for layer in range(layers):
+        window = model.sliding_window if model.is_windowed(layer) else 0
+        total += width * (min(tokens, window) if window else tokens)
+    return total
+
+
+def _cache(config: TrainConfig) -> Entry:
+    model, itemsize = config.model, BYTES[config.kv_dtype]
+    elements = kv_cache_elements(model, config.seq_len) if model.is_causal else 0
+    split = min(config.tp, model.num_key_value_heads) * config.pp * config.cp
+    nbytes = elements * config.micro_batch * itemsize // split
+    return Entry(
+        component="kv_cache",
+        name=f"key-value cache of {config.micro_batch} × {config.seq_len:,} tokens",
+        bytes=nbytes,
+        formula=f"Σ layers · 2 · kv width · tokens · {itemsize} bytes / {split} ranks",
+        source=CACHE_SOURCE,
+    )
+
+
+def _working_set(passes: Passes, instant: str, what: str) -> Entry:
+    """The fullest moment of a forward pass that keeps nothing.
+
+    The head is run on the last position only, so its share is one row of logits per sequence.
+    """
+    layers = [sum(l.cost.forward.values()) for l in passes.links if l.segment.kind != "head"]
+    return Entry(
+        component="temporaries",
+        name=f"working set for {what}",
+        bytes=max(layers) + passes.shared + passes.inputs,
+        formula="the fullest moment of one block's forward pass",
+        source=GENERATION_SOURCE,
+        alive=frozenset({instant}),
+    )

@@ -1,0 +1,129 @@
+"""``scaled_dot_product_attention`` on CUDA: the kernel it picks and what that one keeps.
+
+Sources (torch 2.13.0): ``aten/src/ATen/native/transformers/attention.cpp`` and
+``cuda/{sdp_utils.cpp, attention.cu, attention_backward.cu}``. The order is that of compute
+capability 8; later GPUs may prefer cuDNN, which keeps the same to a few bytes. Left out: workspace
+inside the memory-efficient kernel's backward.
+"""
+
+from __future__ import annotations
+
+from vram_plan.estimator.ops.attention import Heads, batched_product, flash, softmax
+from vram_plan.estimator.ops.elementwise import FP32_BYTES, add, cast, copy, dropout, scale
+from vram_plan.estimator.tape import Tape, Tensor
+
+_SEEDS = 2
+_MAX_FLASH_HEAD_DIM = 256
+_LOG_SUM_EXP_ROWS = 32
+_MASK_ALIGNMENT = 16
+
+
+def kernel_for(itemsize: int, s: Heads, *, masked: bool) -> str:
+    """``flash`` (16 bits, no mask), ``efficient`` (equal heads, aligned widths) or ``math``."""
+    same = s.head_dim == s.value_dim
+    if itemsize == 2 and not masked and same and s.head_dim <= _MAX_FLASH_HEAD_DIM:
+        return "flash"
+    alignment = 8 if itemsize == 2 else 4
+    aligned = s.head_dim % alignment == 0 and s.value_dim % alignment == 0
+    return "efficient" if aligned and same and s.heads == s.kv_heads else "math"
+
+
+def sdpa(
+    t: Tape, q: Tensor, k: Tensor, v: Tensor, s: Heads, *, mask: Tensor | None = None
+) -> Tensor:
+    """Attention of q, k and v; ``mask`` is boolean (1 byte) or additive, without a gradient."""
+    kernel = kernel_for(q.itemsize, s, masked=mask is not None)
+    if kernel == "flash":
+        return flash(t, q, k, v, s, seeds=_SEEDS)
+    if kernel == "efficient":
+        return efficient(t, (q, k, v), s, mask)
+    return math(t, (q, k, v), s, mask)
+
+
+def efficient(
+    t: Tape, parts: tuple[Tensor, Tensor, Tensor], s: Heads, mask: Tensor | None
+) -> Tensor:
+    """The memory-efficient kernel: keeps q, k, v, out, log-sum-exp, the additive mask and seeds."""
+    q, k, v = parts
+    bias = _aligned(t, additive(t, mask, q.itemsize), s)
+    out = t.new(s.batch * s.seq * s.heads * s.value_dim, q.itemsize)
+    if not t.needs(q.node, k.node, v.node):
+        return out
+    rows = -(-s.seq // _LOG_SUM_EXP_ROWS) * _LOG_SUM_EXP_ROWS
+    lse = t.new(s.batch * s.heads * rows, FP32_BYTES)
+    first, second = t.new(1, 8), t.new(1, 8)
+    kept = (q.storage, k.storage, v.storage, out.storage, lse.storage)
+    seeds = (first.storage, second.storage, bias.storage if bias else None)
+    sizes, itemsize = (q.numel, k.numel, v.numel), q.itemsize
+
+    def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
+        _ = kept, seeds
+        grads = tuple(t.new(size, itemsize) for size in sizes)
+        t.new(s.batch * s.heads * s.seq, FP32_BYTES)
+        return grads
+
+    return t.record(out, (q.node, k.node, v.node), backward)
+
+
+def additive(t: Tape, mask: Tensor | None, itemsize: int) -> Tensor | None:
+    """A boolean mask becomes zeros and minus infinities in the queries' dtype."""
+    return t.new(mask.numel, itemsize) if mask is not None and mask.itemsize == 1 else mask
+
+
+def _aligned(t: Tape, mask: Tensor | None, s: Heads) -> Tensor | None:
+    """``preprocess_mask``: rows are padded to 16 elements where they are not a multiple."""
+    missing = -s.kv_seq % _MASK_ALIGNMENT
+    if mask is None or not missing:
+        return mask
+    return t.new(mask.numel // s.kv_seq * (s.kv_seq + missing), mask.itemsize)
+
+
+def math(t: Tape, parts: tuple[Tensor, Tensor, Tensor], s: Heads, mask: Tensor | None) -> Tensor:
+    """The composed fallback, in fp32 for 16-bit inputs; keys and values may have fewer heads."""
+    origin = parts[0].itemsize
+    q, k, v = (cast(t, x, FP32_BYTES) for x in parts)
+    q = scale(t, q)
+    mask = additive(t, mask, FP32_BYTES)
+    if mask is None:
+        mask = t.new(s.seq * s.kv_seq, FP32_BYTES)
+    weights = batched_product(t, per_head(t, q, s, s.heads), per_head(t, scale(t, k), s, s.kv_heads), s.scores)
+    weights = add(t, weights, Tensor(0, weights.itemsize, mask.storage))
+    weights = _safe_softmax(t, weights, s)
+    weights = dropout(t, weights, s.dropout)
+    numel = s.batch * s.heads * s.seq * s.value_dim
+    return cast(t, batched_product(t, weights, per_head(t, v, s, s.kv_heads), numel), origin)
+
+
+def _safe_softmax(t: Tape, weights: Tensor, s: Heads) -> Tensor:
+    """Softmax that gives zeros for rows which are masked whole; keeps its output."""
+    plain = t.new(weights.numel, weights.itemsize)
+    masked, rows = t.new(weights.numel, 1), t.new(weights.numel // s.kv_seq, 1)
+    out = t.new(weights.numel, weights.itemsize)
+    del plain, masked, rows
+    kept = out.storage
+
+    def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
+        _ = kept
+        return (t.new(grad.numel, grad.itemsize),)
+
+    return t.record(out, (weights.node,), backward)
+
+
+def per_head(t: Tape, x: Tensor, s: Heads, heads: int) -> Tensor:
+    """A factor of ``matmul`` as one batch of products over all query heads.
+
+    Copied unless batch and heads can be one dimension; a copy that repeats heads is summed going
+    back.
+    """
+    if s.batch == 1:
+        return x
+    if heads == s.heads:
+        return copy(t, x)
+    return repeat(t, x, s.heads // heads)
+
+
+def repeat(t: Tape, x: Tensor, times: int) -> Tensor:
+    """``expand`` and ``reshape``: every head copied ``times`` times; gradients are summed."""
+    numel, itemsize = x.numel, x.itemsize
+    out = t.new(numel * times, itemsize)
+    return t.record(out, (x.node,), lambda grad: (t.new(numel, itemsize),))

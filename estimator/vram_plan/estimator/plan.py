@@ -1,0 +1,106 @@
+"""From a configuration to a plan: the ledger of the fullest rank and where it fits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, cast
+
+from vram_plan.estimator.config import TrainConfig
+from vram_plan.estimator.fit import Fit, fits
+from vram_plan.estimator.ledger import Entry, Ledger
+from vram_plan.estimator.memory import Memory
+from vram_plan.estimator.overhead import overhead_bytes, slack_bytes
+from vram_plan.estimator.rank import run_passes
+from vram_plan.estimator.resolve import resolve
+from vram_plan.estimator.sharding.base import Rank, input_entries
+from vram_plan.estimator.step import TRAINING, pass_entries
+from vram_plan.profiles.model import ModelSpec
+from vram_plan.profiles.models import resolve_model
+
+_ENGINES = {
+    "torch": "replicated",
+    "ddp": "replicated",
+    "deepspeed": "zero",
+    "fsdp1": "fsdp1",
+    "fsdp2": "fsdp2",
+    "megatron": "megatron",
+    "device-map": "device_map",
+}
+"""Engine → module of ``sharding`` with ``entries(rank)`` and ``keeps_gradients(config)``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A configuration with its predictions.
+
+    Attributes:
+        config: every option, resolved.
+        memory: bytes on the fullest rank.
+        parameters: parameters of the base model.
+        trainable_parameters: parameters that learn, adapters included.
+        fits: the verdict for the GPU asked about, or for every GPU of the catalogue.
+    """
+
+    config: TrainConfig
+    memory: Memory
+    parameters: int
+    trainable_parameters: int
+    fits: tuple[Fit, ...]
+
+    @property
+    def model(self) -> ModelSpec:
+        """The architecture."""
+        return self.config.model
+
+
+def plan(model: str | ModelSpec, **options: Any) -> Plan:
+    """Predict the memory of a fine-tune.
+
+    Args:
+        model: a name, a size class, a path, a hub id or a ``ModelSpec``.
+        **options: the command line's options with underscores (``gpus=8, zero=2``); those left
+            out take the command line's defaults.
+
+    Raises:
+        ValueError: one line that names the option and the way out.
+    """
+    spec = resolve_model(model) if isinstance(model, str) else model
+    return plan_config(resolve(spec, options))
+
+
+def plan_config(config: TrainConfig) -> Plan:
+    """Predict the memory of a resolved configuration."""
+    if config.training:
+        ledger, parameters, trainable = train_ledger(config)
+    else:
+        from vram_plan.estimator.inference import inference_ledger
+
+        ledger, parameters, trainable = inference_ledger(config)
+    memory = Memory(
+        ledger=ledger,
+        instants=ledger.totals(),
+        overhead_bytes=overhead_bytes(config),
+        slack_bytes=slack_bytes(config, ledger),
+    )
+    return Plan(
+        config=config,
+        memory=memory,
+        parameters=parameters,
+        trainable_parameters=trainable,
+        fits=fits(config, memory),
+    )
+
+
+def train_ledger(config: TrainConfig) -> tuple[Ledger, int, int]:
+    """The ledger of one training step on the fullest rank, and the parameters of the model."""
+    engine = import_module(f"vram_plan.estimator.sharding.{_ENGINES[config.engine]}")
+    keeps = cast("Callable[[TrainConfig], bool]", engine.keeps_gradients)
+    engine_entries = cast("Callable[[Rank], list[Entry]]", engine.entries)
+    passes = run_passes(config, keeps_gradients=keeps(config))
+    rank = Rank(config=config, passes=passes)
+    entries = [*engine_entries(rank), *input_entries(rank), *pass_entries(passes.links)]
+    inventory = passes.inventory
+    ledger = Ledger(TRAINING, entries)
+    return ledger, inventory.numel(added=False), inventory.numel(trainable=True)

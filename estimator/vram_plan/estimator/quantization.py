@@ -1,0 +1,64 @@
+"""How a frozen weight is held in fewer bits, and what undoing it takes for a moment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from vram_plan.estimator.tape import ROUNDING_BYTES
+
+BNB_BLOCK = 64
+"""Weights per fp32 scale of NF4 and FP4 (bitsandbytes 0.50.2 ``nn/modules.py`` Params4bit)."""
+NESTED_BLOCK = 256
+"""Scales per fp32 scale of scales under double quantization (arXiv:2305.14314, section 3)."""
+GPTQ_GROUP = 128
+"""Inputs per scale and zero point (GPTQ's ``group_size`` in transformers 5.23.0 GPTQConfig)."""
+SOURCES = {
+    "nf4": "bitsandbytes 0.50.2 functional.py quantize_4bit",
+    "fp4": "bitsandbytes 0.50.2 functional.py quantize_4bit",
+    "int8": "bitsandbytes 0.50.2 nn/modules.py Int8Params",
+    "gptq4": "GPTQModel nn_modules/qlinear: qweight, qzeros, scales, g_idx",
+}
+
+
+def _rounded(nbytes: float) -> int:
+    return -(-int(nbytes) // ROUNDING_BYTES) * ROUNDING_BYTES
+
+
+def _four_bit(inputs: int, outputs: int, double: bool) -> int:
+    """Codes of half a byte, an fp32 scale per 64 weights; the 16 values of the code book.
+
+    With double quantization the scales are bytes with an fp32 scale per 256 of them, an offset
+    and a code book of 256 values.
+    """
+    numel = inputs * outputs
+    blocks = -(-numel // BNB_BLOCK)
+    codes = _rounded((numel + 1) // 2) + _rounded(16 * 4)
+    if not double:
+        return codes + _rounded(4 * blocks)
+    nested = _rounded(blocks) + _rounded(4 * -(-blocks // NESTED_BLOCK))
+    return codes + nested + _rounded(4) + _rounded(256 * 4)
+
+
+def _int8(inputs: int, outputs: int, double: bool) -> int:
+    """One byte a weight and an fp32 scale per output (LLM.int8(), arXiv:2208.07339)."""
+    return _rounded(inputs * outputs) + _rounded(4 * outputs)
+
+
+def _gptq4(inputs: int, outputs: int, double: bool) -> int:
+    """Half a byte a weight; an fp16 scale and half a byte of zero point per group; int32 g_idx."""
+    groups = -(-inputs // GPTQ_GROUP)
+    scales = _rounded(2 * groups * outputs) + _rounded(groups * outputs // 2)
+    return _rounded(inputs * outputs // 2) + scales + _rounded(4 * inputs)
+
+
+_BYTES: dict[str, Callable[[int, int, bool], int]] = {
+    "nf4": _four_bit,
+    "fp4": _four_bit,
+    "int8": _int8,
+    "gptq4": _gptq4,
+}
+
+
+def packed_bytes(kind: str, inputs: int, outputs: int, *, double: bool) -> int:
+    """Bytes of one quantized weight with all its scales."""
+    return _BYTES[kind](inputs, outputs, double)
