@@ -7,7 +7,7 @@ from functools import partial
 from math import prod
 
 from vram_plan.estimator.methods.base import Method
-from vram_plan.estimator.ops import attention, elementwise
+from vram_plan.estimator.ops import attention, elementwise, sdpa
 from vram_plan.estimator.ops.embedding import embedding
 from vram_plan.estimator.ops.linear import cached_cast, linear
 from vram_plan.estimator.ops.quantized import dequantized_linear, int8_linear
@@ -249,10 +249,14 @@ class Forward:
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, **shape: int | float | bool) -> Tensor:
         """The attention kernel of the configuration on per-rank heads."""
-        how = self.how
-        heads = self.heads(**shape)
-        kernel = {"flash": attention.flash, "sdpa": attention.flash, "eager": attention.eager}
-        return kernel[how.attention](self.t, q, k, v, heads)
+        heads, kernel = self.heads(**shape), self.how.attention
+        if kernel == "eager":
+            return attention.eager(self.t, q, k, v, heads)
+        if kernel == "sdpa":
+            return sdpa.integrated(self.t, q, k, v, heads)
+        if kernel == "block-sparse":
+            return attention.block_sparse(self.t, (q, k, v), heads, self.how.attention_density)
+        return attention.flash(self.t, q, k, v, heads)
 
     def heads(self, **shape: int | float | bool) -> attention.Heads:
         """The shape of an attention call on this rank; ``shape`` overrides the model's."""
@@ -270,6 +274,7 @@ class Forward:
             "value_dim": spec.head_dim,
             "dropout": spec.attention_dropout if self.how.training else 0.0,
             "half": self.how.half,
+            "autocast": self.how.autocast,
         }
         return defaults | shape
 

@@ -99,12 +99,14 @@ def _resolve_method(values: dict[str, Any]) -> None:
 
 
 def _resolve_precision(values: dict[str, Any], notes: list[str]) -> None:
+    if values.get("task") == "inference" and values.get("weights_dtype") in {"fp32", "fp16"}:
+        values.setdefault("precision", values["weights_dtype"])
     precision = values.setdefault("precision", "bf16")
     if "weights_dtype" not in values:
         values["weights_dtype"] = _weights_dtype(values, precision, notes)
     values.setdefault("kv_dtype", "fp16" if precision == "fp16" else "bf16")
-    if values["weights_dtype"] == "fp32" and precision == "fp32":
-        values.setdefault("attention", "sdpa")
+    if precision == "fp32" and "attention" not in values:
+        values["attention"] = "sdpa"
         notes.append("attention sdpa: flash attention computes in 16 bits only")
 
 

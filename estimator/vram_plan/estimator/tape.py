@@ -76,11 +76,12 @@ class Storage:
 class Tensor:
     """A symbolic tensor: a number of elements, their size, a storage and the node that made it.
 
-    ``is_view`` matters for gradients alone: a view keeps its base alive, so the engine never adds
-    to it in place.
+    Two flags matter for gradients alone. ``is_view``: a view keeps its base alive, so the engine
+    never adds to it in place. ``by_token``: heads lie behind one another for each token, as a
+    projection makes them, so that undoing a transposition needs no copy.
     """
 
-    __slots__ = ("is_view", "itemsize", "node", "numel", "storage")
+    __slots__ = ("by_token", "is_view", "itemsize", "node", "numel", "storage")
 
     def __init__(
         self, numel: int, itemsize: int, storage: Storage | None, node: "Node | None" = None
@@ -90,6 +91,7 @@ class Tensor:
         self.storage = storage
         self.node = node
         self.is_view = False
+        self.by_token = False
 
     @property
     def requires_grad(self) -> bool:

@@ -8,8 +8,9 @@ import torch
 
 from vram_plan.bench.trace.config import TraceConfig
 from vram_plan.bench.trace.methods import apply_method
+from vram_plan.bench.trace.quantized import quantize_layers, quantized_parameter
 
-__all__ = ["DTYPES", "build_model", "materialize", "model_config"]
+__all__ = ["DTYPES", "build_model", "count_parameters", "materialize", "model_config"]
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _ATTENTION = {"eager": "eager", "sdpa": "sdpa", "flash": "flash_attention_2"}
@@ -68,6 +69,8 @@ def build_model(config: TraceConfig) -> torch.nn.Module:
     model.train()
     if config.checkpointing == "full":
         model.activation_checkpointing_enable()
+    if config.quantization != "none":
+        model = quantize_layers(model, config, DTYPES[config.autocast or config.dtype])
     model = apply_method(model, config, task)
     if config.checkpointing == "full" and config.method != "full":
         _input_gradients(model)
@@ -78,6 +81,11 @@ def _input_gradients(model: torch.nn.Module) -> None:
     enable = getattr(model, "enable_input_require_grads", None)
     if enable is not None:
         enable()
+
+
+def count_parameters(model: torch.nn.Module) -> int:
+    """Parameters of a model still on ``meta``, quantized ones in full."""
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def materialize(model: torch.nn.Module, make: Any) -> None:
@@ -99,8 +107,10 @@ def materialize(model: torch.nn.Module, make: Any) -> None:
 
 def _swapped(old: Any, make: Any, done: dict[int, Any]) -> Any:
     if id(old) not in done:
-        new = make(tuple(old.shape), old.dtype)
-        if isinstance(old, torch.nn.Parameter):
-            new = torch.nn.Parameter(new, requires_grad=old.requires_grad)
+        new = quantized_parameter(old, make)
+        if new is None:
+            new = make(tuple(old.shape), old.dtype)
+            if isinstance(old, torch.nn.Parameter):
+                new = torch.nn.Parameter(new, requires_grad=old.requires_grad)
         done[id(old)] = (new, old)  # the old one is kept so that its id stays its own
     return done[id(old)][0]

@@ -69,6 +69,7 @@ class TraceConfig:
         adapter_dtype: the type of what PEFT adds (fp32 is PEFT's default).
         quantization: bitsandbytes' layers for the base's linear layers.
         double_quant: bitsandbytes' nested quantization of the 4-bit scales.
+        kbit_preparation: PEFT's ``prepare_model_for_kbit_training`` (fp32 norms, embeddings, head).
         checkpointing: ``full`` is ``model.gradient_checkpointing_enable()``.
         attention: transformers' ``attn_implementation``; ``flash`` is the flash_attn package.
         loss: ``hf`` is the model's own.
@@ -93,6 +94,7 @@ class TraceConfig:
     adapter_dtype: str = "fp32"
     quantization: str = "none"
     double_quant: bool = True
+    kbit_preparation: bool = False
     checkpointing: str = "none"
     attention: str = "sdpa"
     loss: str = "hf"

@@ -5,14 +5,14 @@ Each rule replaces the kernel that PyTorch registers for the CPU by what its CUD
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
 import torch
 
-from vram_plan.bench.trace import attention, autocast
+from vram_plan.bench.trace import attention, autocast, quantized
 from vram_plan.bench.trace.rules import DeviceRules, never
 
 __all__ = ["CudaRules"]
@@ -73,10 +73,27 @@ class CudaRules(DeviceRules):
                 for name, kernel in _KERNELS.items():
                     library.impl(name, kernel, "AutogradCPU", allow_override=True)
                 autocast.register(library)
-            with _foreach_is_default(), _flash_attn_package():
+            with _foreach_is_default(), _flash_attn_package(), quantized.cuda_layers():
                 yield
         finally:
             library._destroy()
+
+    def composites(self) -> dict[Any, Callable[..., Any]]:
+        """bitsandbytes' operators, opened up."""
+        return quantized.composites()
+
+    @contextmanager
+    def autocast(self, dtype: torch.dtype) -> Iterator[None]:
+        """Autocast; asked without a device, torch tells of CUDA's (PEFT asks so)."""
+        enabled = torch.is_autocast_enabled
+
+        def is_enabled(*device: str) -> bool:
+            return enabled(*(device or ("cpu",)))
+
+        with torch.autocast("cpu", dtype), mock.patch.object(
+            torch, "is_autocast_enabled", is_enabled
+        ):
+            yield
 
     def scratch(self, func: Any, args: Any, kwargs: Any, result: Any) -> list[int]:
         """Bytes of the blocks a kernel takes and gives back within one call."""

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
-from vram_plan.bench.trace.build import build_model, materialize
+from vram_plan.bench.trace.build import build_model, count_parameters, materialize
 from vram_plan.bench.trace.config import TraceConfig
 from vram_plan.bench.trace.cuda import CudaRules
 from vram_plan.bench.trace.modules import ModulePaths, shorten
+from vram_plan.bench.trace.quantized import quantization_state
 from vram_plan.bench.trace.recorder import Recorder
 from vram_plan.bench.trace.rules import CpuRules, DeviceRules, fake_tensors_count
 from vram_plan.bench.trace.step import TrainingStep, make_batch
@@ -68,17 +69,19 @@ def trace_fake(config: TraceConfig) -> Trace:
         stack.enter_context(fake_tensors_count())
         stack.enter_context(rules.installed())
         model = build_model(config)
+        parameters = count_parameters(model)
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         materialize(model, lambda shape, dtype: torch.empty(shape, dtype=dtype, device="cpu"))
         paths = stack.enter_context(ModulePaths(model))
         watch = _Watch(log, paths)
         watch.see(model.named_parameters(), "parameter", "weights")
         watch.see(model.named_buffers(), "buffer", "buffers")
+        watch.see(quantization_state(model), "quantization state", "weights")
         paths.on_exit = _loss_begins(model, watch)
         stack.enter_context(Recorder(log, paths, rules))
         batch = make_batch(config)
         watch.name(list(batch.values()), "buffers")
-        step = watch.step = TrainingStep(config, model, watch)
+        step = watch.step = TrainingStep(config, model, watch, rules.autocast)
         for _ in range(config.steps):
             start, alive = log.restart()
             paths.forget_numbers()
@@ -90,7 +93,7 @@ def trace_fake(config: TraceConfig) -> Trace:
         events=log.events,
         marks=watch.marks,
         seconds=time.perf_counter() - started,
-        parameters=sum(p.numel() for p in model.parameters()),
+        parameters=parameters,
         trainable_parameters=sum(p.numel() for p in step.trainable),
     )
 

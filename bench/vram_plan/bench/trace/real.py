@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from vram_plan.bench.trace.build import build_model, materialize
+from vram_plan.bench.trace.build import build_model, count_parameters, materialize
 from vram_plan.bench.trace.config import TraceConfig
 from vram_plan.bench.trace.step import TrainingStep, make_batch
 from vram_plan.bench.trace.timeline import Block, Event, Trace, round_up
@@ -39,6 +39,7 @@ def trace_cpu(config: TraceConfig) -> Trace:
     """Run the step on real tensors; the values are of no matter."""
     started = time.perf_counter()
     model = build_model(config)
+    parameters = count_parameters(model)
     watch = _Watch()
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True) as profiler:
@@ -54,7 +55,7 @@ def trace_cpu(config: TraceConfig) -> Trace:
     return _account(
         _in_order(profiler.profiler.kineto_results.experimental_event_tree()),
         seconds=time.perf_counter() - started,
-        parameters=sum(p.numel() for p in model.parameters()),
+        parameters=parameters,
         trainable_parameters=sum(p.numel() for p in step.trainable),
     )
 

@@ -30,25 +30,30 @@ class Recorder(TorchDispatchMode):
         self.log = log
         self.paths = paths
         self.rules = rules
+        self.composites = rules.composites()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operator and note the storages of its results."""
         kwargs = kwargs or {}
-        log = self.log
+        log, rules = self.log, self.rules
         path, in_node = self.paths.current()
         if func is _ITEM:
             # A fake tensor has no value; the step's control flow does not hang on this one.
             return _any_value(args[0])
         if func is _ADD and in_node and _from_engine() and may_accumulate_in_place(args[0]):
             return args[0].add_(args[1])
+        inside = self.composites.get(func)
+        if inside is not None:
+            with self:
+                return inside(*args, **kwargs)
         result = func(*args, **kwargs)
         name = func.__name__.removesuffix(".default")
-        scratch = self.rules.scratch(func, args, kwargs, result)
+        scratch = rules.scratch(func, args, kwargs, result)
         for tensor in tensors_in(result):
-            if func in _LIFT and log.phase == "step" and self.rules.has_host:
+            if func in _LIFT and log.phase == "step" and rules.has_host:
                 log.on_host(tensor)  # torch.tensor(…) in an optimizer: a step counter
                 continue
-            block = log.see(tensor, name, path)
+            block = log.see(tensor, name, path, rules.size_bytes(func, tensor))
             if block is not None:
                 block.in_backward = in_node
                 block.recomputed = log.phase == "backward" and bool(self.paths.stack)

@@ -1,7 +1,7 @@
 # ruff: noqa: TID253 -- loaded only once a trace has been asked for
 """What a device does beyond the operators' own results: scratch memory, host tensors."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 from unittest import mock
@@ -20,6 +20,14 @@ class DeviceRules:
     def installed(self) -> AbstractContextManager[None]:
         """A context in which operators behave as on the device."""
         return nullcontext()
+
+    def composites(self) -> dict[Any, Callable[..., Any]]:
+        """Operators to be recorded by what they do inside."""
+        return {}
+
+    def autocast(self, dtype: torch.dtype) -> AbstractContextManager[Any]:
+        """Autocast as the device's code sees it."""
+        return torch.autocast("cpu", dtype)
 
     def scratch(self, func: Any, args: Any, kwargs: Any, result: Any) -> list[int]:
         """Bytes of the blocks a kernel takes and gives back within one call."""

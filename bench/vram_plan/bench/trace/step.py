@@ -1,7 +1,9 @@
 # ruff: noqa: TID253 -- loaded only once a trace has been asked for
 """The training step, defined once for every device: loss, backward, clip, step, zero_grad."""
 
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -11,6 +13,9 @@ from vram_plan.bench.trace.config import TraceConfig
 from vram_plan.bench.trace.optimizers import make_optimizer
 
 __all__ = ["Observer", "TrainingStep", "make_batch"]
+
+
+Autocast = Callable[[torch.dtype], AbstractContextManager[Any]]
 
 
 class Observer(Protocol):
@@ -26,7 +31,14 @@ class Observer(Protocol):
 class TrainingStep:
     """A model with its optimizer, ready to run steps."""
 
-    def __init__(self, config: TraceConfig, model: Any, observer: Observer) -> None:
+    def __init__(
+        self,
+        config: TraceConfig,
+        model: Any,
+        observer: Observer,
+        autocast: Autocast = partial(torch.autocast, "cpu"),
+    ) -> None:
+        self.autocast = autocast
         self.config = config
         self.model = model
         self.observer = observer
@@ -57,7 +69,7 @@ class TrainingStep:
         """The loss of one micro-batch; the model's other outputs are not kept."""
         self.observer.enter("forward")
         kind = self.config.autocast
-        with torch.autocast("cpu", DTYPES[kind]) if kind else nullcontext():
+        with self.autocast(DTYPES[kind]) if kind else nullcontext():
             loss: torch.Tensor = self.model(**batch).loss
         self.observer.mark("loss_end")
         if self.config.grad_accum > 1:

@@ -45,6 +45,7 @@ class StorageLog:
         self.events: list[Event] = []
         self.blocks: dict[int, Block] = {}
         self._finalizers: dict[int, weakref.ref[Any]] = {}
+        self._seen: dict[int, int] = {}
         self._host: dict[int, weakref.ref[Any]] = {}
         self._count = 0
 
@@ -54,19 +55,29 @@ class StorageLog:
         self.events = []
         return self.live_bytes, list(self.blocks.values())
 
-    def see(self, tensor: torch.Tensor, op: str, module: str) -> Block | None:
-        """Note the storage below ``tensor``; return its block when it is new."""
+    def see(
+        self, tensor: torch.Tensor, op: str, module: str, size: int | None = None
+    ) -> Block | None:
+        """Note the storage below ``tensor``; return its block when it is new.
+
+        Args:
+            tensor: a tensor.
+            op: the operator that returned it.
+            module: the module that ran it.
+            size: bytes on the device where they are not those of the fake storage.
+        """
         storage = tensor.untyped_storage()
         key = storage._cdata
-        size = round_up(storage.nbytes())
+        bytes_now = storage.nbytes()
         block = self.blocks.get(key)
         if key in self._host:
             return None
         if block is not None:
-            if block.bytes != size:
-                self._change(block, size - block.bytes)
-                block.bytes = size
+            if bytes_now != self._seen[key]:
+                self._resized(block, key, bytes_now)
             return None
+        self._seen[key] = bytes_now
+        size = round_up(bytes_now if size is None else size)
         block = self.new_block(size, tuple(tensor.shape), tensor.dtype, op, module)
         self.blocks[key] = block
         # The storage's Python object lives exactly as long as the storage: torch keeps it.
@@ -111,9 +122,15 @@ class StorageLog:
         key = storage._cdata
         self._host[key] = weakref.ref(storage, lambda _: self._host.pop(key, None))
 
+    def _resized(self, block: Block, key: int, bytes_now: int) -> None:
+        self._seen[key] = bytes_now
+        self._change(block, round_up(bytes_now) - block.bytes)
+        block.bytes = round_up(bytes_now)
+
     def _died(self, key: int) -> None:
         block = self.blocks.pop(key, None)
         self._finalizers.pop(key, None)
+        self._seen.pop(key, None)
         if block is not None:
             self._change(block, -block.bytes)
 

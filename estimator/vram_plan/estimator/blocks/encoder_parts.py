@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from vram_plan.estimator.forward import Forward
 from vram_plan.estimator.ops.cross_entropy import INDEX_BYTES, cross_entropy
-from vram_plan.estimator.ops.elementwise import FP32_BYTES, cast
 from vram_plan.estimator.ops.plain_attention import plain
 from vram_plan.estimator.segment import Shared
 from vram_plan.estimator.tape import Tensor
@@ -36,8 +35,7 @@ def transform(f: Forward, x: Tensor, names: tuple[str, str], act: str = "") -> T
 def plain_loss(f: Forward, x: Tensor, width: int) -> Tensor:
     """The projection to the vocabulary and ``CrossEntropyLoss`` in the logits' dtype.
 
-    The labels are those given: they are neither shifted nor copied. Autocast runs log_softmax in
-    fp32.
+    The labels are those given: they are neither shifted nor copied.
     """
     with f.t.scope("logits"):
         logits = f.head_linear(x, (width, f.spec.vocab_size))
@@ -47,8 +45,4 @@ def plain_loss(f: Forward, x: Tensor, width: int) -> Tensor:
 def loss_of(f: Forward, logits: Tensor) -> Tensor:
     """``CrossEntropyLoss`` on logits that the caller keeps."""
     labels = Tensor(f.tokens, INDEX_BYTES, None)
-    if not f.how.autocast:
-        return cross_entropy(f.t, logits, labels)
-    if f.how.half:
-        return cross_entropy(f.t, logits, labels, itemsize=FP32_BYTES)
-    return cross_entropy(f.t, cast(f.t, logits, FP32_BYTES), labels)
+    return cross_entropy(f.t, logits, labels, autocast=f.how.autocast)

@@ -16,6 +16,7 @@ from vram_plan.estimator.blocks.gpt_parts import (
 from vram_plan.estimator.blocks.heads import causal_lm_loss
 from vram_plan.estimator.blocks.llama import rotary_tables
 from vram_plan.estimator.forward import Forward
+from vram_plan.estimator.ops.elementwise import relayout
 from vram_plan.estimator.ops.partial_rotary import rotate_part
 from vram_plan.estimator.ops.scores import Written
 from vram_plan.estimator.ops.split import split
@@ -44,7 +45,8 @@ def attention(f: Forward, x: Tensor, shared: Inputs) -> Tensor:
     name = "attention.query_key_value"
     fused = f.linear(name, x, (hidden, 3 * hidden), bias=bias, split="column")
     third = fused.numel // 3
-    q, k, v = split(t, fused, (third, third, third))
+    q, k, v = split(t, relayout(t, fused), (third, third, third))
+    del fused
     share = spec.rotary_dim / spec.head_dim
     cos, sin = shared["cos"], shared["sin"]
     turned = rotate_part(t, q, share, cos, sin), rotate_part(t, k, share, cos, sin)

@@ -10,7 +10,7 @@ from vram_plan.estimator.forward import Forward
 from vram_plan.estimator.ops.attention import Heads
 from vram_plan.estimator.ops.elementwise import copy
 from vram_plan.estimator.ops.scores import Written, written
-from vram_plan.estimator.ops.sdpa import kernel_for, sdpa
+from vram_plan.estimator.ops.sdpa import kernel_for, repeat, sdpa
 from vram_plan.estimator.segment import Composition, Run, Segment, Shared
 from vram_plan.estimator.tape import Tensor
 from vram_plan.profiles.model import ModelSpec
@@ -72,6 +72,32 @@ def attend(
     return copy(f.t, out) if kernel == "flash" and "q" not in how.copied else out
 
 
+def attend_in_window(
+    f: Forward, q: Tensor, k: Tensor, v: Tensor, how: Written, shared: Inputs
+) -> Tensor:
+    """`attend` where a sequence longer than the window hands ``sdpa`` a boolean mask.
+
+    With a mask keys and values are repeated first (transformers 5.23.0
+    ``integrations/sdpa_attention.py``, ``use_gqa_in_sdpa``).
+    """
+    mask = shared.get("window")
+    if f.how.attention != "sdpa" or mask is None:
+        return attend(f, q, k, v, how)
+    heads = heads_of(f)
+    if heads.kv_heads != heads.heads:
+        times = heads.heads // heads.kv_heads
+        k, v = repeat(f.t, k, times), repeat(f.t, v, times)
+        heads = replace(heads, kv_heads=heads.heads)
+    return sdpa(f.t, q, k, v, heads, mask=mask)
+
+
+def window_mask(f: Forward) -> Shareds:
+    """The mask of eager attention, or the boolean one of a window shorter than the sequence."""
+    if f.how.attention == "sdpa" and 0 < f.spec.sliding_window < f.seq:
+        return {"window": Shared(numel=f.batch * f.seq * f.seq, itemsize=1, saved=False)}
+    return mask(f)
+
+
 def embed_tokens(f: Forward, ids: Tensor, shared: Inputs) -> Tensor:
     """The lookup and its dropout; ``forward`` holds the lookup too."""
     x = token_embedding(f, ids, shared)
@@ -130,3 +156,37 @@ def plain_mlp(f: Forward, x: Tensor, names: tuple[str, str]) -> Tensor:
     x = f.linear(names[1], x, shape[::-1], bias=spec.mlp_bias, split="row")
     x = f.dropout(x, spec.hidden_dropout)
     return f.sublayer("mlp", x, entered)
+
+
+def without_sdpa(composition: Composition) -> Composition:
+    """For classes without ``sdpa``: transformers gives them ``eager`` unless flash is asked for."""
+    return _with_eager(composition, {"sdpa", "block-sparse"})
+
+
+def only_eager(composition: Composition) -> Composition:
+    """For classes that know no other kernel."""
+    return _with_eager(composition, {"sdpa", "flash", "block-sparse"})
+
+
+def _with_eager(composition: Composition, replaced: set[str]) -> Composition:
+    """The composition with ``eager`` in place of the kernels that the class does not know."""
+    segments = tuple(replace(s, run=_eagerly(s.run, replaced)) for s in composition.segments)
+
+    def shared(f: Forward) -> Mapping[str, Shared]:
+        _become_eager(f, replaced)
+        return composition.shared(f)
+
+    return Composition(segments=segments, shared=shared)
+
+
+def _eagerly(run: Run, replaced: set[str]) -> Run:
+    def eager(f: Forward, x: Tensor, shared: Inputs) -> Tensor:
+        _become_eager(f, replaced)
+        return run(f, x, shared)
+
+    return eager
+
+
+def _become_eager(f: Forward, replaced: set[str]) -> None:
+    if f.how.attention in replaced:
+        f.how = replace(f.how, attention="eager")

@@ -33,13 +33,24 @@ def self_attention(f: Forward, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     k = f.linear("self_attn.k_proj", x, (hidden, spec.kv_dim), bias=bias, split="column")
     k = relayout(f.t, k)
     v = f.linear("self_attn.v_proj", x, (hidden, spec.kv_dim), bias=bias, split="column")
+    v = relayout(f.t, v)
     q, k = rotate(f.t, q, cos, sin), rotate(f.t, k, cos, sin)
     k, v = f.how.method.keys_values(f, k, v)
-    out = f.attention(q, k, v)
+    out = f.attention(q, k, v, masked=is_masked(f))
     out = f.linear(
         "self_attn.o_proj", out, (spec.query_dim, hidden), bias=spec.attention_out_bias, split="row"
     )
     return f.sublayer("attention", out, entered)
+
+
+def is_masked(f: Forward) -> bool:
+    """Whether attention is given a mask.
+
+    Eager attention always is; sdpa where a window is shorter than the sequence; flash never.
+    """
+    if f.how.attention != "sdpa":
+        return f.how.attention == "eager"
+    return f.spec.is_windowed(f.layer) and f.seq > f.spec.sliding_window
 
 
 def gated_mlp(f: Forward, x: Tensor) -> Tensor:

@@ -5,8 +5,19 @@ Shapes are per rank: q [batch, heads, seq, head_dim], k and v [batch, kv_heads, 
 
 from dataclasses import dataclass
 
-from vram_plan.estimator.ops.elementwise import FP32_BYTES, add, cast, copy, dropout, scale
+from vram_plan.estimator.ops.elementwise import (
+    FP32_BYTES,
+    add,
+    cast,
+    copy,
+    dropout,
+    relayout,
+    scale,
+    tanh,
+)
 from vram_plan.estimator.tape import Tape, Tensor
+
+LOW_BYTES = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,8 +33,10 @@ class Heads:
         head_dim: width of a query or key head.
         value_dim: width of a value head.
         dropout: probability of dropout on the attention probabilities.
-        masked: an additive mask is passed (padding, ALiBi, windows under eager attention).
+        masked: a mask is passed: to eager attention always, to sdpa for windows that are shorter
+            than the sequence.
         half: computed in fp16 (the only dtype the CUDA softmax upcasts by itself).
+        autocast: matrix products and fused kernels run in 16 bits.
     """
 
     batch: int
@@ -36,6 +49,7 @@ class Heads:
     dropout: float = 0.0
     masked: bool = False
     half: bool = False
+    autocast: bool = False
 
     @property
     def scores(self) -> int:
@@ -52,6 +66,8 @@ def flash(t: Tape, q: Tensor, k: Tensor, v: Tensor, s: Heads, *, seeds: int = 1)
     out and softmax_lse; ``mha_bwd`` makes dq, dk, dv, softmax_d and dq_accum (both fp32, sequence
     rounded up to 128, head to 32 or 64), and dk and dv for every query head when heads share keys.
     """
+    if s.autocast:
+        q, k, v = (cast(t, x, LOW_BYTES) for x in (q, k, v))
     out = t.new(s.batch * s.seq * s.heads * s.value_dim, q.itemsize)
     if not t.needs(q.node, k.node, v.node):
         return out
@@ -63,6 +79,7 @@ def flash(t: Tape, q: Tensor, k: Tensor, v: Tensor, s: Heads, *, seeds: int = 1)
     def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
         _ = kept, state
         dq, dk, dv = t.new(qn, itemsize), t.new(kn, itemsize), t.new(vn, itemsize)
+        dq.by_token = dk.by_token = dv.by_token = True
         rounded = _round_up(s.seq, 128)
         softmax_d = t.new(s.batch * s.heads * rounded, FP32_BYTES)
         width = _round_up(s.head_dim, 32 if s.head_dim <= 128 else 64)
@@ -81,20 +98,72 @@ def _round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
-def eager(t: Tape, q: Tensor, k: Tensor, v: Tensor, s: Heads) -> Tensor:
+def block_sparse(
+    t: Tape, parts: tuple[Tensor, Tensor, Tensor], s: Heads, density: float
+) -> Tensor:
+    """Scores of ``density`` of the blocks: product, softmax in place of it, dropout, product.
+
+    DeepSpeed ``deepspeed/ops/sparse_attention/{sparse_self_attention,softmax}.py`` @ v0.14.0: the
+    softmax writes over the scores and keeps them; the products keep q, k, v and the probabilities.
+    """
+    q, k, v = parts
+    scores = int(s.scores * density)
+    weights = _softmax_in_place(t, batched_product(t, q, k, scores))
+    weights = dropout(t, weights, s.dropout)
+    return merged(t, batched_product(t, weights, v, s.batch * s.heads * s.seq * s.value_dim), s)
+
+
+def _softmax_in_place(t: Tape, x: Tensor) -> Tensor:
+    out = Tensor(x.numel, x.itemsize, x.storage)
+    kept = out.storage
+
+    def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
+        _ = kept
+        return (grad,)
+
+    return t.record(out, (x.node,), backward)
+
+
+def eager(t: Tape, q: Tensor, k: Tensor, v: Tensor, s: Heads, *, capped: bool = False) -> Tensor:
     """Scores written out: matmul, scale, mask, fp32 softmax, cast, dropout, matmul.
 
-    ``eager_attention_forward`` of transformers 5.23.0 ``models/llama/modeling_llama.py``.
+    ``eager_attention_forward`` of transformers 5.23.0 ``models/llama/modeling_llama.py``; of
+    ``models/gemma2/modeling_gemma2.py`` with soft-``capped`` scores. The scores take the queries'
+    dtype after the softmax: fp32 under autocast, whose products are 16-bit.
     """
     itemsize = q.itemsize
-    k, v = repeat_heads(t, k, s), repeat_heads(t, v, s)
-    weights = scale(t, batched_product(t, q, k, s.scores))
+    keys, values = repeat_heads(t, k, s), repeat_heads(t, v, s)
+    weights = scale(t, batched_product(t, low(t, q, s), low(t, keys, s), s.scores))
+    if capped:
+        weights = scale(t, tanh(t, scale(t, weights)))
     if s.masked:
-        weights = add(t, weights, t.new(0, itemsize))
+        weights = add(t, weights, Tensor(0, itemsize, None))
     weights = cast(t, softmax(t, weights, FP32_BYTES, half_to_float=s.half), itemsize)
     weights = dropout(t, weights, s.dropout)
-    out = batched_product(t, weights, v, s.batch * s.heads * s.seq * s.value_dim)
-    return copy(t, out)
+    out = batched_product(
+        t, low(t, weights, s, flat=True), low(t, values, s), s.batch * s.heads * s.seq * s.value_dim
+    )
+    return merged(t, out, s)
+
+
+def low(t: Tape, x: Tensor, s: Heads, *, flat: bool = False) -> Tensor:
+    """A factor as ``matmul`` takes it: in autocast's 16 bits, batch and heads in one dimension.
+
+    The second copies what is laid out by tokens (``aten/src/ATen/native/LinearAlgebra.cpp``,
+    torch 2.13.0), unless it is ``flat`` already.
+    """
+    if s.autocast:
+        x = cast(t, x, LOW_BYTES)
+    by_token = x.by_token and s.batch > 1 and s.heads > 1
+    return x if flat or not by_token else copy(t, x)
+
+
+def merged(t: Tape, x: Tensor, s: Heads) -> Tensor:
+    """``transpose(1, 2).contiguous()`` of a product: a copy.
+
+    Its gradient is copied too where ``matmul`` had split batch from heads.
+    """
+    return copy(t, relayout(t, x) if s.batch > 1 and s.heads > 1 else x)
 
 
 def repeat_heads(t: Tape, x: Tensor, s: Heads) -> Tensor:
@@ -117,7 +186,8 @@ def batched_product(t: Tape, a: Tensor, b: Tensor, numel: int) -> Tensor:
 
     def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
         _ = keep_a, keep_b
-        return t.new(an, ai) if a_needs else None, t.new(bn, bi) if b_needs else None
+        db = t.new(bn, bi).view() if b_needs else None
+        return t.new(an, ai).view() if a_needs else None, db
 
     return t.record(t.new(numel, a.itemsize), (a.node, b.node), backward)
 

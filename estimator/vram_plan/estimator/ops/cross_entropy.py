@@ -1,30 +1,33 @@
 """The loss over the vocabulary."""
 
-from vram_plan.estimator.ops.elementwise import FP32_BYTES
+from vram_plan.estimator.ops.elementwise import FP32_BYTES, cast
 from vram_plan.estimator.tape import Tape, Tensor
 
 INDEX_BYTES = 8
 
 
 def cross_entropy(
-    t: Tape, logits: Tensor, labels: Tensor, *, itemsize: int | None = None
+    t: Tape, logits: Tensor, labels: Tensor, *, autocast: bool = False
 ) -> Tensor:
     """``cross_entropy``: log_softmax, which keeps its output, and nll_loss, which keeps it too.
 
     nll_loss keeps the labels and a sum of weights besides. Going back, it makes a gradient of the
-    logits' size and log_softmax another one. ``itemsize`` is that of the loss where the kernel
-    casts by itself (fp16 logits under autocast, ``aten/src/ATen/native/SoftMax.cpp``).
+    logits' size and log_softmax another one. log_softmax is told the logits' dtype and keeps it
+    under autocast, where nll_loss casts to fp32 (``aten/src/ATen/native/LossNLL.cpp``,
+    ``aten/src/ATen/autocast_mode.h``).
     """
-    return _nll_loss(t, _log_softmax(t, logits, itemsize or logits.itemsize), labels)
+    if autocast:
+        return _nll_loss(t, cast(t, _log_softmax(t, logits), FP32_BYTES), labels)
+    return _nll_loss(t, _log_softmax(t, logits), labels)
 
 
-def _log_softmax(t: Tape, logits: Tensor, width: int) -> Tensor:
-    out = t.new(logits.numel, width)
-    kept, itemsize = out.storage, logits.itemsize
+def _log_softmax(t: Tape, logits: Tensor) -> Tensor:
+    out = t.new(logits.numel, logits.itemsize)
+    kept = out.storage
 
     def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
         _ = kept
-        return (t.new(grad.numel, itemsize),)
+        return (t.new(grad.numel, grad.itemsize),)
 
     return t.record(out, (logits.node,), backward)
 

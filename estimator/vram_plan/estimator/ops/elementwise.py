@@ -80,13 +80,18 @@ def negate(t: Tape, x: Tensor) -> Tensor:
 
 
 def relayout(t: Tape, x: Tensor) -> Tensor:
-    """``view(…).transpose(1, 2)``: a view whose gradient comes back in another order.
+    """``view(batch, seq, heads, dim).transpose(1, 2)``: a view.
 
-    Undoing the view then copies (``view_backward`` reshapes): so it is for queries and keys behind
-    rotary embeddings, whose gradients are laid out by heads.
+    Undoing it copies the gradient (``view_backward`` reshapes) unless that is laid out by tokens,
+    as fused attention kernels make it.
     """
     out = Tensor(x.numel, x.itemsize, x.storage)
-    return t.record(out, (x.node,), lambda grad: (t.new(grad.numel, grad.itemsize),))
+    out.by_token = True
+
+    def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
+        return (grad.view() if grad.by_token else t.new(grad.numel, grad.itemsize),)
+
+    return t.record(out, (x.node,), backward)
 
 
 def shift(t: Tape, x: Tensor) -> Tensor:
@@ -118,6 +123,11 @@ def _from_output(t: Tape, x: Tensor) -> Tensor:
         return (t.new(grad.numel, grad.itemsize),)
 
     return t.record(out, (x.node,), backward)
+
+
+def tanh(t: Tape, x: Tensor) -> Tensor:
+    """``tanh``: its backward needs its output."""
+    return _from_output(t, x)
 
 
 def activation(t: Tape, x: Tensor, name: str) -> Tensor:

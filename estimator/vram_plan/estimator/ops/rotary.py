@@ -11,7 +11,9 @@ def rotate(t: Tape, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """
     kept = mul(t, x, cos)
     turned = mul(t, rotate_half(t, x), sin)
-    return add(t, kept, turned)
+    out = add(t, kept, turned)
+    out.by_token = x.by_token
+    return out
 
 
 def rotate_half(t: Tape, x: Tensor) -> Tensor:

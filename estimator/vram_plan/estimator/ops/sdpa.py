@@ -8,7 +8,17 @@ inside the memory-efficient kernel's backward.
 
 from __future__ import annotations
 
-from vram_plan.estimator.ops.attention import Heads, batched_product, flash, softmax
+from dataclasses import replace
+
+from vram_plan.estimator.ops.attention import (
+    LOW_BYTES,
+    Heads,
+    batched_product,
+    flash,
+    low,
+    merged,
+    repeat_heads,
+)
 from vram_plan.estimator.ops.elementwise import FP32_BYTES, add, cast, copy, dropout, scale
 from vram_plan.estimator.tape import Tape, Tensor
 
@@ -32,12 +42,27 @@ def sdpa(
     t: Tape, q: Tensor, k: Tensor, v: Tensor, s: Heads, *, mask: Tensor | None = None
 ) -> Tensor:
     """Attention of q, k and v; ``mask`` is boolean (1 byte) or additive, without a gradient."""
+    if s.autocast:
+        q, k, v = (cast(t, x, LOW_BYTES) for x in (q, k, v))
     kernel = kernel_for(q.itemsize, s, masked=mask is not None)
     if kernel == "flash":
         return flash(t, q, k, v, s, seeds=_SEEDS)
     if kernel == "efficient":
         return efficient(t, (q, k, v), s, mask)
     return math(t, (q, k, v), s, mask)
+
+
+def integrated(t: Tape, q: Tensor, k: Tensor, v: Tensor, s: Heads) -> Tensor:
+    """``sdpa_attention_forward`` of transformers 5.23.0 ``integrations/sdpa_attention.py``.
+
+    A mask (a window shorter than the sequence) comes as booleans [batch, 1, seq, kv_seq]; keys and
+    values are then repeated beforehand.
+    """
+    if not s.masked:
+        return sdpa(t, q, k, v, s)
+    k, v = repeat_heads(t, k, s), repeat_heads(t, v, s)
+    mask = Tensor(s.batch * s.seq * s.kv_seq, 1, None)
+    return sdpa(t, q, k, v, replace(s, kv_heads=s.heads), mask=mask)
 
 
 def efficient(
@@ -59,6 +84,8 @@ def efficient(
     def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
         _ = kept, seeds
         grads = tuple(t.new(size, itemsize) for size in sizes)
+        for made in grads:
+            made.by_token = True
         t.new(s.batch * s.heads * s.seq, FP32_BYTES)
         return grads
 
@@ -82,16 +109,25 @@ def math(t: Tape, parts: tuple[Tensor, Tensor, Tensor], s: Heads, mask: Tensor |
     """The composed fallback, in fp32 for 16-bit inputs; keys and values may have fewer heads."""
     origin = parts[0].itemsize
     q, k, v = (cast(t, x, FP32_BYTES) for x in parts)
-    q = scale(t, q)
+    q = _scaled(t, q)
     mask = additive(t, mask, FP32_BYTES)
     if mask is None:
         mask = t.new(s.seq * s.kv_seq, FP32_BYTES)
-    weights = batched_product(t, per_head(t, q, s, s.heads), per_head(t, scale(t, k), s, s.kv_heads), s.scores)
+    keys, values = repeat_heads(t, k, s), repeat_heads(t, v, s)
+    weights = batched_product(t, low(t, q, s), low(t, _scaled(t, keys), s), s.scores)
     weights = add(t, weights, Tensor(0, weights.itemsize, mask.storage))
     weights = _safe_softmax(t, weights, s)
     weights = dropout(t, weights, s.dropout)
     numel = s.batch * s.heads * s.seq * s.value_dim
-    return cast(t, batched_product(t, weights, per_head(t, v, s, s.kv_heads), numel), origin)
+    out = cast(t, batched_product(t, weights, low(t, values, s), numel), origin)
+    return merged(t, out, s)
+
+
+def _scaled(t: Tape, x: Tensor) -> Tensor:
+    """``x * sqrt(scale)``, laid out as x."""
+    out = scale(t, x)
+    out.by_token = x.by_token
+    return out
 
 
 def _safe_softmax(t: Tape, weights: Tensor, s: Heads) -> Tensor:

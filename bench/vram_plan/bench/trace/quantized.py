@@ -1,0 +1,215 @@
+# ruff: noqa: TID253 -- loaded only once a trace has been asked for
+"""bitsandbytes' layers on fake tensors: their weights, and what their operators do inside.
+
+bitsandbytes gives its operators fake kernels that make the result only. What a kernel allocates
+on the way is told here, as its CUDA backend does it (bitsandbytes 0.50.2, backends/cuda/ops.py,
+backends/default/ops.py), so that it is recorded like everything else.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+from torch.nn import functional
+
+from vram_plan.bench.trace.config import TraceConfig
+
+__all__ = ["composites", "cuda_layers", "quantization_state", "quantize_layers", "quantized_parameter"]
+
+_BLOCK = 64
+_NESTED_BLOCK = 256
+#: Above so many rows the 4-bit weight is dequantized as a whole; below, a fused kernel may run.
+_FUSED_ROWS = 512
+Make = Callable[[tuple[int, ...], torch.dtype], torch.Tensor]
+
+
+def quantize_layers(model: Any, config: TraceConfig, compute: torch.dtype) -> Any:
+    """Swap the linear layers as transformers does when it loads a quantized model."""
+    from peft import prepare_model_for_kbit_training
+    from transformers import BitsAndBytesConfig
+    from transformers.integrations.bitsandbytes import replace_with_bnb_linear
+    from transformers.quantizers.base import get_keys_to_not_convert
+
+    four_bit = config.quantization in ("nf4", "fp4")
+    settings = BitsAndBytesConfig(
+        load_in_8bit=not four_bit,
+        load_in_4bit=four_bit,
+        bnb_4bit_quant_type=config.quantization if four_bit else "fp4",
+        bnb_4bit_use_double_quant=config.double_quant,
+        bnb_4bit_compute_dtype=compute,
+    )
+    kept = get_keys_to_not_convert(model)
+    model = replace_with_bnb_linear(
+        model, modules_to_not_convert=kept, quantization_config=settings
+    )
+    model.is_loaded_in_4bit, model.is_loaded_in_8bit = four_bit, not four_bit
+    model.config.quantization_config = settings
+    if config.kbit_preparation:
+        for parameter in model.parameters():
+            if type(parameter).__name__ == "Int8Params":
+                parameter.data = parameter.data.to(torch.int8)  # loaded ones are quantized
+        prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    return model
+
+
+def quantized_parameter(old: Any, make: Make) -> torch.nn.Parameter | None:
+    """The weight a bitsandbytes layer holds once it is on the device; None for other weights."""
+    kind = type(old).__name__
+    if kind == "Params4bit":
+        return _four_bit(old, make)
+    if kind == "Int8Params":
+        new = torch.nn.Parameter(make(tuple(old.shape), torch.int8), requires_grad=False)
+        new.CB, new.SCB = new.data, make((old.shape[0],), torch.float32)  # type: ignore[attr-defined]
+        new.has_fp16_weights = False  # type: ignore[attr-defined]
+        return new
+    return None
+
+
+def _four_bit(old: Any, make: Make) -> torch.nn.Parameter:
+    """``quantize_4bit`` of functional.py: packed values, scales, and the scales' own scales."""
+    from bitsandbytes.functional import QuantState
+
+    blocks = -(-old.numel() // _BLOCK)
+    options: dict[str, Any] = {"absmax": make((blocks,), torch.float32)}
+    if old.compress_statistics:
+        nested = QuantState(
+            absmax=make((-(-blocks // _NESTED_BLOCK),), torch.float32),
+            code=make((256,), torch.float32),
+            blocksize=_NESTED_BLOCK,
+            dtype=torch.float32,
+        )
+        options = {
+            "absmax": make((blocks,), torch.uint8),
+            "offset": make((), torch.float32),
+            "state2": nested,
+        }
+    packed = make(((old.numel() + 1) // 2, 1), torch.uint8)
+    new = torch.nn.Parameter(packed, requires_grad=False)
+    new.quant_state = QuantState(  # type: ignore[attr-defined]
+        shape=old.shape,
+        code=make((16,), torch.float32),
+        blocksize=_BLOCK,
+        quant_type=old.quant_type,
+        dtype=old.dtype,
+        **options,
+    )
+    for name in ("compress_statistics", "quant_type", "quant_storage", "blocksize"):
+        setattr(new, name, getattr(old, name))
+    new.bnb_quantized = True  # type: ignore[attr-defined]
+    return new
+
+
+def quantization_state(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """The scales and tables beside the quantized weights."""
+    for name, parameter in model.named_parameters():
+        state = getattr(parameter, "quant_state", None)
+        for part in (state, getattr(state, "state2", None)):
+            for field in ("absmax", "code", "offset"):
+                tensor = getattr(part, field, None)
+                if tensor is not None:
+                    yield f"{name}.{field}", tensor
+        if getattr(parameter, "SCB", None) is not None:
+            yield f"{name}.SCB", parameter.SCB
+
+
+def _gemm_4bit(
+    a: torch.Tensor,
+    b: torch.Tensor,
+    shape: Sequence[int],
+    absmax: torch.Tensor,
+    blocksize: int,
+    quant_type: str,
+    bias: torch.Tensor | None = None,
+    absmax_8bit: torch.Tensor | None = None,
+    absmax_code: torch.Tensor | None = None,
+    absmax_offset: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Dequantize the weight as a whole, then ``linear`` (``_dequant_linear_fallback``)."""
+    if a.numel() // a.shape[-1] <= _FUSED_ROWS and a.dtype is not torch.float32:
+        return torch.empty((*a.shape[:-1], shape[0]), dtype=a.dtype, device=a.device)
+    if absmax_8bit is not None:
+        scales = torch.empty_like(absmax_8bit, dtype=torch.float32)
+        absmax = scales + absmax_offset
+    weight = torch.empty(tuple(shape), dtype=a.dtype, device=a.device)
+    return functional.linear(a, weight, bias)
+
+
+def _int8_vectorwise_quant(
+    a: torch.Tensor, threshold: float = 0.0
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Rows to int8; with a threshold, a search for outlier columns that finds none."""
+    row_stats = torch.empty((a.numel() // a.shape[-1],), dtype=torch.float32)
+    rows = torch.empty(a.shape, dtype=torch.int8)
+    if threshold == 0.0:
+        return rows, row_stats, None
+    outliers = a.abs() >= threshold
+    outliers.any()
+    return rows, row_stats, torch.empty((0,), dtype=torch.int64)
+
+
+def _int8_scaled_mm(
+    a: torch.Tensor,
+    b: torch.Tensor,
+    row_stats: torch.Tensor,
+    col_stats: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """An int32 product, then fp16, then the wanted type."""
+    product = torch.empty((*a.shape[:-1], b.shape[0]), dtype=torch.int32)
+    out = torch.empty_like(product, dtype=torch.float16)
+    if bias is not None and bias.dtype is not torch.float16:
+        out.add_(bias)
+    return out.to(dtype or torch.float16)
+
+
+def _int8_mixed_scaled_mm(
+    a: torch.Tensor,
+    ca: torch.Tensor,
+    cb: torch.Tensor,
+    sca: torch.Tensor,
+    scb: torch.Tensor,
+    outlier_cols: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    nothing = torch.empty((0,), dtype=a.dtype)
+    return _int8_scaled_mm(ca, cb, sca, scb, bias, a.dtype), nothing
+
+
+def composites() -> dict[Any, Callable[..., Any]]:
+    """Operator → the same in operators that allocate what it does."""
+    import bitsandbytes as bnb
+
+    ops = torch.ops.bitsandbytes
+    assert bnb.functional is not None  # its import defines the operators
+    return {
+        ops.gemm_4bit.default: _gemm_4bit,
+        ops.int8_vectorwise_quant.default: _int8_vectorwise_quant,
+        ops.int8_scaled_mm.default: _int8_scaled_mm,
+        ops.int8_mixed_scaled_mm.default: _int8_mixed_scaled_mm,
+    }
+
+
+@contextmanager
+def cuda_layers() -> Iterator[None]:
+    """On CUDA int8 layers use ``MatMul8bitLt``; on the CPU another function (_functions.py)."""
+    import bitsandbytes as bnb
+    from bitsandbytes.autograd import _functions
+
+    def matmul(
+        a: torch.Tensor,
+        b: torch.Tensor,
+        out: Any = None,
+        state: Any = None,
+        threshold: float = 0.0,
+        bias: torch.Tensor | None = None,
+    ) -> Any:
+        state = state or _functions.MatmulLtState()
+        if threshold > 0.0:
+            state.threshold = threshold
+        return _functions.MatMul8bitLt.apply(a, b, out, bias, state)
+
+    with mock.patch.object(bnb, "matmul", matmul):
+        yield

@@ -1,0 +1,91 @@
+"""Granite 3 with experts, and with a shared expert: multipliers on embedding, branches and logits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from vram_plan.estimator.blocks.experts import grouped_experts, halves, router_logits
+from vram_plan.estimator.blocks.heads import shifted_loss, token_embedding
+from vram_plan.estimator.blocks.llama import rotary_tables, self_attention
+from vram_plan.estimator.forward import Forward
+from vram_plan.estimator.ops.attention import softmax
+from vram_plan.estimator.ops.elementwise import FP32_BYTES, cast, scale
+from vram_plan.estimator.ops.experts import topk
+from vram_plan.estimator.segment import Composition, Segment
+from vram_plan.estimator.tape import Tensor
+from vram_plan.profiles.model import ModelSpec
+
+
+def embedding(f: Forward, ids: Tensor, shared: Mapping[str, Tensor]) -> Tensor:
+    """``inputs_embeds * embedding_multiplier``."""
+    return scale(f.t, token_embedding(f, ids, shared))
+
+
+def layer(f: Forward, x: Tensor, shared: Mapping[str, Tensor]) -> Tensor:
+    """``GraniteMoeDecoderLayer.forward``, transformers 5.23.0 ``modeling_granitemoe.py``.
+
+    ``GraniteMoeSharedDecoderLayer`` is the same with ``shared_mlp``.
+    """
+    hidden = f.spec.hidden_size
+    residual = x
+    x = f.rms_norm("input_layernorm", x, hidden)
+    x = self_attention(f, x, shared["cos"], shared["sin"])
+    x = f.add(residual, scale(f.t, x))
+    residual = x
+    x = f.rms_norm("post_attention_layernorm", x, hidden)
+    x = feed_forward(f, x)
+    return f.add(residual, scale(f.t, x))
+
+
+def feed_forward(f: Forward, x: Tensor) -> Tensor:
+    """Routed experts, plus the shared one if the model has it."""
+    out = sparse_block(f, x)
+    if f.spec.shared_expert_intermediate_size:
+        out = f.add(out, shared_mlp(f, x))
+    return f.sublayer("mlp", out, x)
+
+
+def sparse_block(f: Forward, x: Tensor) -> Tensor:
+    """``GraniteMoeMoE.forward``."""
+    logits, weights, index = router(f, x)
+    out = grouped_experts(f, "block_sparse_moe.experts", x, index, weights)
+    del logits
+    return out
+
+
+def router(f: Forward, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``GraniteMoeTopKRouter.forward``: the largest of the fp32 logits, then their softmax."""
+    logits = cast(f.t, router_logits(f, "block_sparse_moe.router", x), FP32_BYTES)
+    chosen, index = topk(f.t, logits, f.tokens * f.spec.num_experts_per_tok)
+    weights = cast(f.t, softmax(f.t, chosen, FP32_BYTES, half_to_float=False), x.itemsize)
+    return logits, weights, index
+
+
+def shared_mlp(f: Forward, x: Tensor) -> Tensor:
+    """``GraniteMoeSharedMLP.forward``: gate and up are one projection."""
+    hidden, width = f.spec.hidden_size, f.spec.shared_expert_intermediate_size
+    x = f.linear("shared_mlp.input_linear", x, (hidden, 2 * width), split="column")
+    return f.linear("shared_mlp.output_linear", halves(f, x), (width, hidden), split="row")
+
+
+def head(f: Forward, x: Tensor, shared: Mapping[str, Tensor]) -> Tensor:
+    """The last norm, ``logits / logits_scaling`` and the loss."""
+    x = f.rms_norm("norm", x.moved(), f.spec.hidden_size)
+    with f.t.scope("logits"):
+        logits = f.head_linear(x, (f.spec.hidden_size, f.spec.vocab_size))
+        logits = scale(f.t, logits)
+        return shifted_loss(f, logits)
+
+
+def compose(spec: ModelSpec) -> Composition:
+    """``GraniteMoeForCausalLM`` and ``GraniteMoeSharedForCausalLM``."""
+    return Composition(
+        segments=(
+            Segment(name="model.embed_tokens", kind="embedding", run=embedding),
+            Segment(
+                name="model.layers", kind="layer", run=layer, count=spec.num_hidden_layers, first=0
+            ),
+            Segment(name="lm_head", kind="head", run=head),
+        ),
+        shared=rotary_tables,
+    )
