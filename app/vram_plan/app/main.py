@@ -10,9 +10,7 @@ from click_default_group import DefaultGroup
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
-@click.group(
-    cls=DefaultGroup, default="plan", default_if_no_args=False, context_settings=CONTEXT
-)
+@click.group(cls=DefaultGroup, default="plan", default_if_no_args=False, context_settings=CONTEXT)
 @click.version_option(package_name="vram-plan", message="%(prog)s %(version)s")
 def cli() -> None:
     """Say whether a fine-tune fits, before anyone rents a GPU.

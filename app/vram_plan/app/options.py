@@ -23,62 +23,114 @@ def _number(help_text: str) -> dict[str, Any]:
 
 _OPTIONS: tuple[_Spec, ...] = (
     ("--task", _choice(choices.TASKS) | {"help": "What is run.  [default: sft]"}),
-    ("--method", {"metavar": "NAME", "type": click.Choice(choices.METHODS),
-                  "help": f"Training method: {', '.join(choices.METHODS)}.  [default: full]"}),
+    (
+        "--method",
+        {
+            "metavar": "NAME",
+            "type": click.Choice(choices.METHODS),
+            "help": f"Training method: {', '.join(choices.METHODS)}.  [default: full]",
+        },
+    ),
     ("--lora-rank", _number("Rank of the low-rank pairs.  [default: 16]")),
-    ("--lora-targets", {"metavar": "NAMES", "help": "all-linear, attention or names: "
-                        "q_proj,v_proj.  [default: all-linear]"}),
-    ("--adapter-dtype", _choice(choices.ADAPTER_DTYPES)
-     | {"help": "Dtype of added weights.  [default: fp32, as PEFT holds them]"}),
+    (
+        "--lora-targets",
+        {
+            "metavar": "NAMES",
+            "help": "all-linear, attention or names: q_proj,v_proj.  [default: all-linear]",
+        },
+    ),
+    (
+        "--adapter-dtype",
+        _choice(choices.ADAPTER_DTYPES)
+        | {"help": "Dtype of added weights.  [default: fp32, as PEFT holds them]"},
+    ),
     ("--adapter-size", _number("Bottleneck of adapters.  [default: 64]")),
     ("--freeze-layers", _number("Blocks at the bottom that do not learn (--method freeze).")),
     ("--virtual-tokens", _number("Tokens of a prompt or prefix.  [default: 20]")),
-    ("--prompt-encoder", _choice(choices.PROMPT_ENCODERS)
-     | {"help": "P-tuning's encoder.  [default: mlp]"}),
+    (
+        "--prompt-encoder",
+        _choice(choices.PROMPT_ENCODERS) | {"help": "P-tuning's encoder.  [default: mlp]"},
+    ),
     ("--prompt-encoder-size", _number("Its hidden size.  [default: 128]")),
     ("--gpus", _number("GPUs in all.  [default: 1]")),
     ("--gpus-per-node", _number("GPUs in one machine.  [default: min(gpus, 8)]")),
     ("--gpu", {"metavar": "NAME", "help": "The GPU to judge, for example rtx-4090."}),
-    ("--engine", _choice(choices.ENGINES) | {"help": "What runs the step.  [default: torch on one "
-                                             "GPU, ddp on several]"}),
-    ("--zero", {"type": click.Choice(["0", "1", "2", "3"]), "metavar": "0|1|2|3",
-                "help": "DeepSpeed's ZeRO stage."}),
+    (
+        "--engine",
+        _choice(choices.ENGINES)
+        | {"help": "What runs the step.  [default: torch on one GPU, ddp on several]"},
+    ),
+    (
+        "--zero",
+        {
+            "type": click.Choice(["0", "1", "2", "3"]),
+            "metavar": "0|1|2|3",
+            "help": "DeepSpeed's ZeRO stage.",
+        },
+    ),
     ("--ds-config", {"metavar": "FILE", "help": "A DeepSpeed JSON: stage, bucket sizes, offload."}),
     ("--fsdp", _choice(choices.FSDP_STRATEGIES) | {"help": "Fully sharded data parallel."}),
     ("--tp", _number("Tensor-parallel ranks.  [default: 1]")),
     ("--pp", _number("Pipeline stages.  [default: 1]")),
     ("--cp", _number("Context-parallel ranks.  [default: 1]")),
     ("--ep", _number("Expert-parallel ranks.  [default: 1]")),
-    ("--sequence-parallel/--no-sequence-parallel",
-     {"default": None, "help": "Split norms over the tensor ranks too."}),
-    ("--pp-schedule", _choice(choices.PIPELINE_SCHEDULES)
-     | {"help": "Order of micro-batches in a pipeline.  [default: 1f1b]"}),
+    (
+        "--sequence-parallel/--no-sequence-parallel",
+        {"default": None, "help": "Split norms over the tensor ranks too."},
+    ),
+    (
+        "--pp-schedule",
+        _choice(choices.PIPELINE_SCHEDULES)
+        | {"help": "Order of micro-batches in a pipeline.  [default: 1f1b]"},
+    ),
     ("--virtual-pipeline", _number("Interleaved stages per pipeline rank.  [default: 1]")),
     ("--offload", _choice(choices.OFFLOADS) | {"help": "What is held in host memory instead."}),
     ("--offload-device", _choice(choices.OFFLOAD_DEVICES) | {"help": "Where to.  [default: cpu]"}),
-    ("--precision", _choice(choices.PRECISIONS)
-     | {"help": "Dtype of matrix products.  [default: bf16]"}),
-    ("--weights-dtype", _choice(choices.WEIGHTS_DTYPES)
-     | {"help": "Dtype in which weights are held."}),
-    ("--quantization", _choice(choices.QUANTIZATIONS)
-     | {"help": "Of frozen weights.  [default: none; nf4 for qlora]"}),
-    ("--double-quant/--no-double-quant",
-     {"default": None, "help": "Quantize the scales of nf4 and fp4 too."}),
-    ("--optimizer", {"metavar": "NAME", "type": click.Choice(choices.OPTIMIZERS),
-                     "help": f"{', '.join(choices.OPTIMIZERS)}.  [default: adamw]"}),
+    (
+        "--precision",
+        _choice(choices.PRECISIONS) | {"help": "Dtype of matrix products.  [default: bf16]"},
+    ),
+    (
+        "--weights-dtype",
+        _choice(choices.WEIGHTS_DTYPES) | {"help": "Dtype in which weights are held."},
+    ),
+    (
+        "--quantization",
+        _choice(choices.QUANTIZATIONS)
+        | {"help": "Of frozen weights.  [default: none; nf4 for qlora]"},
+    ),
+    (
+        "--double-quant/--no-double-quant",
+        {"default": None, "help": "Quantize the scales of nf4 and fp4 too."},
+    ),
+    (
+        "--optimizer",
+        {
+            "metavar": "NAME",
+            "type": click.Choice(choices.OPTIMIZERS),
+            "help": f"{', '.join(choices.OPTIMIZERS)}.  [default: adamw]",
+        },
+    ),
     ("--micro-batch", _number("Sequences per GPU in one forward pass.  [default: 1]")),
     ("--seq-len", _number("Tokens per sequence.  [default: 2048]")),
     ("--source-len", _number("Tokens an encoder-decoder reads.  [default: seq-len]")),
     ("--grad-accum", _number("Micro-batches per optimizer step.  [default: 1]")),
-    ("--checkpointing", _choice(choices.CHECKPOINTINGS)
-     | {"help": "Activations recomputed in the backward pass.  [default: none]"}),
+    (
+        "--checkpointing",
+        _choice(choices.CHECKPOINTINGS)
+        | {"help": "Activations recomputed in the backward pass.  [default: none]"},
+    ),
     ("--attention", _choice(choices.ATTENTIONS) | {"help": "Attention kernel.  [default: flash]"}),
-    ("--attention-density", {"type": float, "metavar": "SHARE",
-                             "help": "Computed share of block-sparse attention."}),
+    (
+        "--attention-density",
+        {"type": float, "metavar": "SHARE", "help": "Computed share of block-sparse attention."},
+    ),
     ("--loss", _choice(choices.LOSSES) | {"help": "How the loss is computed.  [default: hf]"}),
     ("--kv-dtype", _choice(choices.KV_DTYPES) | {"help": "Dtype of the key-value cache."}),
-    ("--fused-kernels", {"metavar": "NAMES", "help": "Fused kernels in use: "
-                         f"{','.join(choices.FUSED_KERNELS)}."}),
+    (
+        "--fused-kernels",
+        {"metavar": "NAMES", "help": f"Fused kernels in use: {','.join(choices.FUSED_KERNELS)}."},
+    ),
 )
 
 

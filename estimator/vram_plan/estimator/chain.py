@@ -53,7 +53,7 @@ def build_chain(
             source_seq=source,
             layer=segment.first,
             entered=entered,
-            checkpoint=shape.checkpoint if segment.kind == "layer" else "none",
+            checkpoint=_checkpoint(shape.checkpoint, segment),
             keeps_gradients=shape.keeps_gradients,
             awaited=journeys.awaited(i),
         )
@@ -82,3 +82,8 @@ def _repeat(run: Run, journeys: Journeys, i: int) -> Iterator[Link]:
         yield Link(segment=run.segment, count=after - index, first=index, cost=cost)
         index = after
         run = replace(run, entered=cost.left)
+
+
+def _checkpoint(wanted: str, segment: Segment) -> str:
+    """Only layers are recomputed; paging out concerns every saved tensor."""
+    return wanted if segment.kind == "layer" or wanted == "page-out" else "none"

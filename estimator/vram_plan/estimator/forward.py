@@ -181,11 +181,14 @@ class Forward:
         return elementwise.cast(self.t, x, itemsize)
 
     def product(self, x: Tensor, weight: Param, offset: Param | None, outputs: int) -> Tensor:
-        """``x @ W.T + b`` under the configuration's autocast."""
+        """``x @ W.T + b`` under the configuration's autocast.
+
+        Autocast casts the arguments from the last to the first, as GCC evaluates them.
+        """
         if self.how.autocast:
-            x = elementwise.cast(self.t, x, LOW_BYTES)
-            weight = self.low(weight)
             offset = self.low(offset) if offset else None
+            weight = self.low(weight)
+            x = elementwise.cast(self.t, x, LOW_BYTES)
         return linear(self.t, x, weight, offset, outputs)
 
     def head_linear(self, x: Tensor, shape: tuple[int, int], *, name: str = "lm_head") -> Tensor:

@@ -28,6 +28,7 @@ class Passes:
         gradients: weight gradients the backward pass leaves.
         shared: bytes of tensors that every layer reads (cos, sin, masks).
         inputs: bytes of token ids and labels.
+        host: bytes of activations waiting in host memory at the end of the forward pass.
     """
 
     links: tuple[Link, ...]
@@ -36,6 +37,7 @@ class Passes:
     gradients: int
     shared: int
     inputs: int
+    host: int
 
 
 def treat(config: TrainConfig) -> Treatment:
@@ -69,10 +71,16 @@ def run_passes(config: TrainConfig, *, keeps_gradients: bool) -> Passes:
         batch=config.micro_batch,
         seq=-(-config.seq_len // config.cp),
         source_seq=-(-config.source_len // config.cp),
-        checkpoint=config.checkpointing if config.training else "none",
+        checkpoint=_checkpoint(config),
         keeps_gradients=keeps_gradients,
     )
     return _run_passes(config.model, treat(config), shape)
+
+
+def _checkpoint(config: TrainConfig) -> str:
+    if not config.training:
+        return "none"
+    return "page-out" if config.offload == "activations" else config.checkpointing
 
 
 @lru_cache(maxsize=1024)
@@ -89,6 +97,7 @@ def _run_passes(model: ModelSpec, how: Treatment, shape: Shape) -> Passes:
         gradients=gradient_bytes(links),
         shared=sum(_rounded(s.numel * s.itemsize) for s in shared),
         inputs=_rounded(8 * shape.batch * (shape.seq + shape.source_seq)),
+        host=sum(link.cost.host * link.count for link in links),
     )
 
 

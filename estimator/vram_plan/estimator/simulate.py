@@ -9,7 +9,7 @@ from vram_plan.estimator.carried import Borrowed, Carried, waiting_gradient
 from vram_plan.estimator.forward import Forward, Treatment
 from vram_plan.estimator.ops.cross_entropy import INDEX_BYTES
 from vram_plan.estimator.segment import Composition, Segment
-from vram_plan.estimator.tape import Leaf, Node, Param, Tensor
+from vram_plan.estimator.tape import ROUNDING_BYTES, Leaf, Node, Param, Tensor
 from vram_plan.profiles.model import ModelSpec
 
 Bytes = dict[str, int]
@@ -40,7 +40,8 @@ class Run:
         source_seq: tokens the encoder reads (0 without one).
         layer: index of the block.
         entered: the tensor it reads; None for token ids.
-        checkpoint: ``none``, ``full``, ``selective`` or ``offload`` for this segment.
+        checkpoint: ``none``, ``full``, ``selective`` or ``offload`` for this segment, or
+            ``page-out``: nothing is recomputed, what is saved goes to the host.
         keeps_gradients: weight gradients stay until the optimizer step; False where an engine
             moves them to a bucket at once or where they are added to those already there.
         carried: tensors of earlier segments that live while this one runs.
@@ -77,6 +78,7 @@ class Cost:
         left: the tensor it hands on.
         produced: what it made for later segments, by name.
         kept: names of carried tensors whose bytes are in ``saved``.
+        host: bytes it sends to host memory until its backward pass.
     """
 
     params: tuple[Param, ...]
@@ -88,6 +90,7 @@ class Cost:
     left: Boundary
     produced: tuple[tuple[str, Boundary], ...] = ()
     kept: frozenset[str] = frozenset()
+    host: int = 0
 
 
 @lru_cache(maxsize=4096)
@@ -97,7 +100,10 @@ def simulate(run: Run) -> Cost:
     meter = f.t.meter
     borrowed = Borrowed(f.t, run.carried)
     entered = [_entered(f, run)]
-    if run.checkpoint == "none":
+    recomputes = run.checkpoint in {"full", "selective", "offload"}
+    f.t.selective = run.checkpoint == "selective"
+    f.t.pages_out = run.checkpoint == "page-out"
+    if not recomputes:
         made = _forward(f, run, entered[0], borrowed)
         forward = dict(meter.peak_by_component)
         entered.clear()
@@ -116,10 +122,22 @@ def simulate(run: Run) -> Cost:
     if made.node is not None:
         made.receive(waiting)
         f.t.backward(made.node, made.left.numel, made.left.itemsize)
-    elif run.checkpoint != "none":
+    elif recomputes:
         saved, kept = {}, frozenset()
+    host = f.t.paged_bytes
+    if run.checkpoint == "offload" and run.entered is not None and saved:
+        host = _send_to_host(saved, run.entered)
     backward = dict(meter.peak_by_component) if made.node is not None else {}
-    return _cost(f, made, saved=saved, cast=cast, forward=forward, backward=backward, kept=kept)
+    return _cost(
+        f, made, saved=saved, cast=cast, forward=forward, backward=backward, kept=kept, host=host
+    )
+
+
+def _send_to_host(saved: Bytes, entered: Boundary) -> int:
+    """Take a checkpoint off the device; it comes back for the recomputation."""
+    nbytes = -(-entered.nbytes // ROUNDING_BYTES) * ROUNDING_BYTES
+    saved["activations"] -= nbytes
+    return nbytes
 
 
 def _new_forward(run: Run) -> Forward:
@@ -183,6 +201,7 @@ def _cost(
     forward: Bytes,
     backward: Bytes,
     kept: frozenset[str],
+    host: int,
 ) -> Cost:
     params = tuple(f.params.values())
     gradients = [p.grad.storage.nbytes for p in params if p.grad is not None and p.grad.storage]
@@ -198,6 +217,7 @@ def _cost(
         left=made.left,
         produced=tuple((name, boundary) for name, boundary, _ in made.extra),
         kept=kept,
+        host=host,
     )
 
 

@@ -149,7 +149,7 @@ class Param:
 class Node:
     """One backward function with what it saved (held by the closure) and where gradients go."""
 
-    __slots__ = ("component", "edges", "fn", "grad")
+    __slots__ = ("component", "edges", "fn", "grad", "paged")
 
     def __init__(
         self, fn: Backward, edges: "tuple[Node | Param | None, ...]", component: str
@@ -158,6 +158,7 @@ class Node:
         self.edges = edges
         self.component = component
         self.grad: Tensor | None = None
+        self.paged: tuple[int, ...] = ()
 
     def accumulate(self, grad: Tensor) -> None:
         """Add an incoming gradient as ``InputBuffer::add`` does.
@@ -186,7 +187,23 @@ class Node:
 class Tape:
     """Runs a composition: allocates, records nodes while gradients are on, and plays them back."""
 
-    __slots__ = ("component", "forgets", "grad_enabled", "last_saved", "made", "meter", "nodes", "stop", "training")
+    __slots__ = (
+        "component",
+        "forgets",
+        "grad_enabled",
+        "last_saved",
+        "made",
+        "meter",
+        "nodes",
+        "paged_bytes",
+        "pages_out",
+        "recomputed",
+        "remembered",
+        "replayed",
+        "selective",
+        "stop",
+        "training",
+    )
 
     def __init__(self, meter: Meter | None = None, *, training: bool = True) -> None:
         self.meter = meter or Meter()
@@ -198,6 +215,27 @@ class Tape:
         self.made = 0
         self.last_saved = 0
         self.stop = -1
+        self.recomputed = False
+        self.selective = False
+        self.remembered: list[Storage | None] = []
+        self.replayed: list[Storage | None] | None = None
+        self.pages_out = False
+        self.paged_bytes = 0
+
+    def compute(self, numel: int, itemsize: int) -> Tensor:
+        """Allocate the output of a matrix product or an attention kernel.
+
+        Selective checkpointing keeps these and recomputes the rest: the policy of PyTorch's
+        ``create_selective_checkpoint_contexts`` documentation (torch 2.13.0
+        ``torch/utils/checkpoint.py``).
+        """
+        if self.replayed:
+            self.made += 1
+            return Tensor(numel, itemsize, self.replayed.pop(0))
+        out = self.new(numel, itemsize)
+        if self.forgets and self.selective:
+            self.remembered.append(out.storage)
+        return out
 
     def new(self, numel: int, itemsize: int, component: str | None = None) -> Tensor:
         """Allocate a tensor that no gradient flows through."""
@@ -226,10 +264,24 @@ class Tape:
                         self._note_saved(out, fn, packs=packs)
                         break
                     node = Node(fn, edges, self.component)
+                    if self.pages_out:
+                        self._page_out(node, fn)
                     self.nodes.append(node)
                     out.node = node
                     break
         return out
+
+    def _page_out(self, node: Node, fn: Backward) -> None:
+        """Send what ``fn`` saved to the host, as ``torch.autograd.graph.save_on_cpu`` does.
+
+        Every saved tensor is copied for itself and comes back when its node runs.
+        """
+        for cell in fn.__closure__ or ():
+            storages = tuple(_storages_in((cell.cell_contents,)))
+            if storages:
+                node.paged += tuple(storage.nbytes for storage in storages)
+                cell.cell_contents = None
+        self.paged_bytes += sum(node.paged)
 
     def _note_saved(self, out: Tensor, fn: Backward, *, packs: bool) -> None:
         """Remember how many tensors were made when a saved one was last packed.
@@ -260,16 +312,16 @@ class Tape:
                 # What a backward function makes is in flight, except logits, kept by their name.
                 self.component = "logits" if node.component == "logits" else "temporaries"
                 self._run(node)
-            node.fn = None
+            node.fn, node.edges = None, ()
         self.component = outer
 
-    @staticmethod
-    def _run(node: Node) -> None:
+    def _run(self, node: Node) -> None:
         grad, node.grad = node.grad, None
         assert grad is not None
         assert node.fn is not None
+        back = [self.new(nbytes, 1, "activations") for nbytes in node.paged]
         grads = list(node.fn(grad))
-        del grad
+        del grad, back
         node.fn = None  # releases what was saved before the gradients travel on
         grads.reverse()
         for edge in node.edges:
@@ -298,10 +350,13 @@ class Tape:
         torch 2.13.0 ``torch/utils/checkpoint.py``: non-reentrant checkpoints stop early.
         """
         self.made, self.stop = 0, self.last_saved
+        self.recomputed = True
+        self.replayed = self.remembered if self.selective else None
+        self.remembered = []
         try:
             yield
         finally:
-            self.stop = -1
+            self.stop, self.replayed = -1, None
 
     @contextmanager
     def no_grad(self) -> Iterator[None]:

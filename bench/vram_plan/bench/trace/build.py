@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from vram_plan.bench.trace.config import TraceConfig
+from vram_plan.bench.trace.losses import install_loss
 from vram_plan.bench.trace.methods import apply_method
 from vram_plan.bench.trace.quantized import quantize_layers, quantized_parameter
 
@@ -37,9 +38,9 @@ def task_of(config: Any, task: str | None) -> str:
     kind = config.model_type
     if kind in auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
         return "seq2seq-lm"
-    if getattr(config, "is_decoder", None) is False and (
-        kind in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    ):
+    masked = kind in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    causal = kind in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if masked and (not causal or getattr(config, "is_decoder", None) is False):
         return "masked-lm"
     return "causal-lm"
 
@@ -71,6 +72,7 @@ def build_model(config: TraceConfig) -> torch.nn.Module:
         model.activation_checkpointing_enable()
     if config.quantization != "none":
         model = quantize_layers(model, config, DTYPES[config.autocast or config.dtype])
+    install_loss(model, config.loss)
     model = apply_method(model, config, task)
     if config.checkpointing == "full" and config.method != "full":
         _input_gradients(model)

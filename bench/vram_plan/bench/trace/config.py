@@ -42,7 +42,7 @@ _CHOICES = {
     "quantization": ("none", "nf4", "fp4", "int8"),
     "checkpointing": ("none", "full"),
     "attention": ("eager", "sdpa", "flash"),
-    "loss": ("hf", "chunked", "liger"),
+    "loss": ("hf", "fused-ce", "chunked", "liger"),
     "optimizer": OPTIMIZERS,
     "device": ("fake", "cpu"),
     "rules": ("cuda", "cpu"),

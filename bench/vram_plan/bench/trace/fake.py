@@ -10,6 +10,7 @@ import torch
 from vram_plan.bench.trace.build import build_model, count_parameters, materialize
 from vram_plan.bench.trace.config import TraceConfig
 from vram_plan.bench.trace.cuda import CudaRules
+from vram_plan.bench.trace.losses import last_before_loss
 from vram_plan.bench.trace.modules import ModulePaths, shorten
 from vram_plan.bench.trace.quantized import quantization_state
 from vram_plan.bench.trace.recorder import Recorder
@@ -77,7 +78,7 @@ def trace_fake(config: TraceConfig) -> Trace:
         watch.see(model.named_parameters(), "parameter", "weights")
         watch.see(model.named_buffers(), "buffer", "buffers")
         watch.see(quantization_state(model), "quantization state", "weights")
-        paths.on_exit = _loss_begins(model, watch)
+        paths.on_exit = _loss_begins(last_before_loss(model, config.loss), watch)
         stack.enter_context(Recorder(log, paths, rules))
         batch = make_batch(config)
         watch.name(list(batch.values()), "buffers")
@@ -98,9 +99,8 @@ def trace_fake(config: TraceConfig) -> Trace:
     )
 
 
-def _loss_begins(model: Any, watch: _Watch) -> Any:
-    """The loss begins when the head's last linear layer has run."""
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+def _loss_begins(head: Any, watch: _Watch) -> Any:
+    """The loss begins when the head, or what comes before a fused head, has run."""
 
     def leave(module: Any) -> None:
         if module is head and watch.log.phase == "forward":

@@ -6,21 +6,81 @@ from typing import Any
 
 import torch
 
-__all__ = ["make_optimizer"]
+__all__ = ["make_optimizer", "states_on_host"]
+
+_LR = 1e-4
 
 
 def make_optimizer(name: str, model: Any) -> Any:
     """The optimizer with its library's defaults; weight decay as it comes."""
-    optim = torch.optim
     parameters = [p for p in model.parameters() if p.requires_grad]
-    kinds: dict[str, Callable[[list[Any]], Any]] = {
-        "adamw": lambda p: optim.AdamW(p, lr=1e-4),
-        "adamw-fused": lambda p: optim.AdamW(p, lr=1e-4, fused=True),
-        "adamw-for-loop": lambda p: optim.AdamW(p, lr=1e-4, foreach=False),
-        "sgd": lambda p: optim.SGD(p, lr=1e-4),
-        "sgd-momentum": lambda p: optim.SGD(p, lr=1e-4, momentum=0.9),
-        "rmsprop": lambda p: optim.RMSprop(p, lr=1e-4),
-    }
+    if name == "muon":
+        edges = (model.get_input_embeddings(), model.get_output_embeddings())
+        return _Pair(parameters, {id(p) for m in edges if m is not None for p in m.parameters()})
+    kinds = {**_torch_kinds(), **_other_kinds()}
     if name not in kinds:
         raise ValueError(f"optimizer {name!r} cannot be traced yet")
     return kinds[name](parameters)
+
+
+def states_on_host(name: str) -> bool:
+    """Paged optimizers keep states of 100,000 elements and more in unified memory."""
+    return name.startswith("paged-")
+
+
+def _torch_kinds() -> dict[str, Callable[[list[Any]], Any]]:
+    optim = torch.optim
+    return {
+        "adamw": lambda p: optim.AdamW(p, lr=_LR),
+        "adamw-fused": lambda p: optim.AdamW(p, lr=_LR, fused=True),
+        "adamw-for-loop": lambda p: optim.AdamW(p, lr=_LR, foreach=False),
+        "sgd": lambda p: optim.SGD(p, lr=_LR),
+        "sgd-momentum": lambda p: optim.SGD(p, lr=_LR, momentum=0.9),
+        "rmsprop": lambda p: optim.RMSprop(p, lr=_LR),
+    }
+
+
+def _other_kinds() -> dict[str, Callable[[list[Any]], Any]]:
+    import bitsandbytes.optim as bnb
+    from transformers.optimization import Adafactor
+
+    return {
+        # transformers' trainer_optimizer.py: these two switches, the rest as it comes
+        "adafactor": lambda p: Adafactor(p, lr=_LR, scale_parameter=False, relative_step=False),
+        "adamw-8bit": lambda p: bnb.AdamW(p, lr=_LR, optim_bits=8),
+        "paged-adamw": lambda p: bnb.AdamW(p, lr=_LR, is_paged=True),
+        "paged-adamw-8bit": lambda p: bnb.AdamW(p, lr=_LR, optim_bits=8, is_paged=True),
+        "lion": lambda p: bnb.Lion(p, lr=_LR),
+        "lion-8bit": lambda p: bnb.Lion(p, lr=_LR, optim_bits=8),
+    }
+
+
+class _Pair:
+    """Muon for matrices, AdamW for the rest: embeddings, head, norms and biases.
+
+    torch.optim.Muon takes matrices only and its documentation sends the others, embeddings and
+    head included, to AdamW.
+    """
+
+    def __init__(self, parameters: list[Any], edges: set[int]) -> None:
+        inner = [p for p in parameters if p.ndim == 2 and id(p) not in edges]
+        chosen = {id(p) for p in inner}
+        outer = [p for p in parameters if id(p) not in chosen]
+        self.members: list[Any] = [torch.optim.Muon(inner, lr=_LR)] if inner else []
+        if outer:
+            self.members.append(torch.optim.AdamW(outer, lr=_LR))
+
+    @property
+    def state(self) -> dict[Any, Any]:
+        """The members' states together."""
+        return {key: value for member in self.members for key, value in member.state.items()}
+
+    def step(self) -> None:
+        """One step of each."""
+        for member in self.members:
+            member.step()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients."""
+        for member in self.members:
+            member.zero_grad(set_to_none=set_to_none)

@@ -9,6 +9,7 @@ import torch
 
 from vram_plan.bench.trace.build import build_model, count_parameters, materialize
 from vram_plan.bench.trace.config import TraceConfig
+from vram_plan.bench.trace.losses import last_before_loss
 from vram_plan.bench.trace.step import TrainingStep, make_batch
 from vram_plan.bench.trace.timeline import Block, Event, Trace, round_up
 
@@ -44,7 +45,7 @@ def trace_cpu(config: TraceConfig) -> Trace:
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True) as profiler:
         materialize(model, lambda shape, dtype: torch.full(shape, 0.01).to(dtype))
-        head = _loss_hook(model, watch)
+        head = _loss_hook(last_before_loss(model, config.loss), watch)
         batch = make_batch(config)
         step = TrainingStep(config, model, watch)
         for _ in range(config.steps):
@@ -60,13 +61,13 @@ def trace_cpu(config: TraceConfig) -> Trace:
     )
 
 
-def _loss_hook(model: Any, watch: _Watch) -> Any:
+def _loss_hook(head: Any, watch: _Watch) -> Any:
     def leave(*args: Any) -> None:
         if torch.is_grad_enabled():
             watch.mark("forward_end")
             watch.enter("loss")
 
-    return model.get_output_embeddings().register_forward_hook(leave)
+    return head.register_forward_hook(leave)
 
 
 def _in_order(roots: Iterable[Any]) -> list[Any]:

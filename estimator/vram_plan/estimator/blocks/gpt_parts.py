@@ -94,7 +94,7 @@ def attend_in_window(
 def window_mask(f: Forward) -> Shareds:
     """The mask of eager attention, or the boolean one of a window shorter than the sequence."""
     if f.how.attention == "sdpa" and 0 < f.spec.sliding_window < f.seq:
-        return {"window": Shared(numel=f.batch * f.seq * f.seq, itemsize=1, saved=False)}
+        return {"window": Shared(numel=f.seq * f.seq, itemsize=1, saved=False)}
     return mask(f)
 
 

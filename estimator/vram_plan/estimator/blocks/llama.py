@@ -57,9 +57,11 @@ def gated_mlp(f: Forward, x: Tensor) -> Tensor:
     """``LlamaMLP.forward``: down(act(gate(x)) · up(x))."""
     spec, bias = f.spec, f.spec.mlp_bias
     shape = (spec.hidden_size, spec.intermediate_size)
-    gate = f.act(f.linear("mlp.gate_proj", x, shape, bias=bias, split="column"))
-    up = f.linear("mlp.up_proj", x, shape, bias=bias, split="column")
-    out = f.linear("mlp.down_proj", f.mul(gate, up), shape[::-1], bias=bias, split="row")
+    inner = f.mul(
+        f.act(f.linear("mlp.gate_proj", x, shape, bias=bias, split="column")),
+        f.linear("mlp.up_proj", x, shape, bias=bias, split="column"),
+    )
+    out = f.linear("mlp.down_proj", inner, shape[::-1], bias=bias, split="row")
     return f.sublayer("mlp", out, x)
 
 
@@ -79,7 +81,15 @@ def rotary_tables(f: Forward) -> dict[str, Shared]:
     numel = f.seq * f.spec.rotary_dim
     table = Shared(numel=numel, itemsize=f.how.compute_bytes)
     ids = Shared(numel=f.seq, itemsize=INDEX_BYTES, saved=False)
-    return {"cos": table, "sin": table, "position_ids": ids}
+    return {"cos": table, "sin": table, "position_ids": ids, **eager_mask(f)}
+
+
+def eager_mask(f: Forward) -> dict[str, Shared]:
+    """The additive mask [batch, 1, seq, seq] of eager attention; one more kind with windows."""
+    if f.how.attention != "eager":
+        return {}
+    numel = f.batch * f.seq * f.seq
+    return {"mask": Shared(numel=numel, itemsize=f.how.compute_bytes, saved=False)}
 
 
 def compose(spec: ModelSpec) -> Composition:

@@ -32,6 +32,8 @@ _MODULES = {
     "llama": "llama",
     "mistral": "llama",
     "mixtral": "mixtral",
+    "deepseek_v3": "deepseek",
+    "deepseek_v2": "deepseek",
     "granitemoeshared": "granitemoe",
     "granitemoe": "granitemoe",
     "qwen3_moe": "qwen3_moe",

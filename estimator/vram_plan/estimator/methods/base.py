@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from vram_plan.estimator.config import TrainConfig
     from vram_plan.estimator.forward import Forward
     from vram_plan.estimator.tape import Tensor
 
@@ -28,6 +29,13 @@ class Method:
     def prefix_tokens(self) -> int:
         """Keys and values prepended in every attention (prefix tuning)."""
         return 0
+
+    def check(self, config: TrainConfig) -> None:
+        """Refuse a model or an option that the method's library does not run.
+
+        Raises:
+            ValueError: one line that names the option and the way out.
+        """
 
     def trains(self, name: str, kind: str, layer: int) -> bool:
         """Whether a weight of the base model learns.

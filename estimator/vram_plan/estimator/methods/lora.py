@@ -6,19 +6,28 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vram_plan.estimator.methods.targets import matches
 from vram_plan.estimator.methods.whole import Frozen
+from vram_plan.estimator.ops.adapters import clone
 from vram_plan.estimator.ops.elementwise import add, cast, scale
 
 if TYPE_CHECKING:
     from vram_plan.estimator.forward import Forward
     from vram_plan.estimator.tape import Tensor
 
-ATTENTION_PARTS = ("attn", "attention")
+FOUR_BIT = frozenset({"nf4", "fp4"})
+BITSANDBYTES = FOUR_BIT | {"int8"}
+
+
+def quantized_as(f: Forward, name: str) -> str:
+    """How the base weight of linear layer ``name`` is held; empty when it is not quantized."""
+    weight = f.params.get(f"{name}.weight")
+    return f.how.quantization if weight is not None and weight.packed else ""
 
 
 @dataclass(frozen=True, slots=True)
 class Lora(Frozen):
-    """LoRA on the linear layers that ``targets`` names.
+    """LoRA on the linear layers that ``targets`` names; rsLoRA differs in a factor alone.
 
     Attributes:
         rank: columns of A and rows of B.
@@ -29,28 +38,44 @@ class Lora(Frozen):
     targets: str
 
     def matches(self, name: str) -> bool:
-        """Whether the linear layer ``name`` gets a pair (PEFT ``target_modules`` suffix match)."""
-        if self.targets == "all-linear":
-            return True
-        if self.targets == "attention":
-            return any(part in name for part in ATTENTION_PARTS)
-        last = name.rpartition(".")[2]
-        return any(target in (last, name) for target in self.targets.split(","))
+        """Whether the linear layer ``name`` gets a pair."""
+        return matches(name, self.targets)
 
     def linear(
         self, f: Forward, name: str, x: Tensor, shape: tuple[int, int], base: Callable[[Tensor], Tensor]
     ) -> Tensor:
         """``result + B(A(x.to(A.dtype))) · scaling``, cast back to the result's dtype.
 
-        ``peft/tuners/lora/layer.py`` ``Linear.forward``.
+        ``peft/tuners/lora/layer.py`` ``Linear.forward`` (GPTQ's is the same).
         """
         result = base(x)
         if not self.matches(name):
             return result
+        kind = quantized_as(f, name)
+        if kind in BITSANDBYTES:
+            return self.beside_packed(f, name, x, shape, result, kind)
         itemsize = result.itemsize
         x = cast(f.t, x, f.how.adapter_bytes)
         result = add(f.t, result, self.update(f, name, x, shape))
         return cast(f.t, result, itemsize)
+
+    def beside_packed(
+        self, f: Forward, name: str, x: Tensor, shape: tuple[int, int], result: Tensor, kind: str
+    ) -> Tensor:
+        """The same beside a bitsandbytes layer: the update is cast before it is added.
+
+        ``peft/tuners/lora/bnb.py``: 4-bit results are cloned first; under autocast nothing is
+        cast.
+        """
+        if kind in FOUR_BIT:
+            result = clone(f.t, result)
+        converts = not f.how.autocast
+        if converts:
+            x = cast(f.t, x, f.how.adapter_bytes)
+        output = self.update(f, name, x, shape)
+        if converts:
+            output = cast(f.t, output, result.itemsize)
+        return add(f.t, result, output)
 
     def update(self, f: Forward, name: str, x: Tensor, shape: tuple[int, int]) -> Tensor:
         """``B(A(x)) · scaling``."""

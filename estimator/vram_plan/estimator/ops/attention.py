@@ -68,10 +68,10 @@ def flash(t: Tape, q: Tensor, k: Tensor, v: Tensor, s: Heads, *, seeds: int = 1)
     """
     if s.autocast:
         q, k, v = (cast(t, x, LOW_BYTES) for x in (q, k, v))
-    out = t.new(s.batch * s.seq * s.heads * s.value_dim, q.itemsize)
+    out = t.compute(s.batch * s.seq * s.heads * s.value_dim, q.itemsize)
     if not t.needs(q.node, k.node, v.node):
         return out
-    lse = t.new(s.batch * s.heads * s.seq, FP32_BYTES)
+    lse = t.compute(s.batch * s.heads * s.seq, FP32_BYTES)
     state = tuple(t.new(2, 8).storage for _ in range(seeds))
     kept = (q.storage, k.storage, v.storage, out.storage, lse.storage)
     qn, kn, vn, itemsize = q.numel, k.numel, v.numel, q.itemsize
@@ -189,7 +189,7 @@ def batched_product(t: Tape, a: Tensor, b: Tensor, numel: int) -> Tensor:
         db = t.new(bn, bi).view() if b_needs else None
         return t.new(an, ai).view() if a_needs else None, db
 
-    return t.record(t.new(numel, a.itemsize), (a.node, b.node), backward)
+    return t.record(t.compute(numel, a.itemsize), (a.node, b.node), backward)
 
 
 def softmax(t: Tape, x: Tensor, itemsize: int, *, half_to_float: bool) -> Tensor:

@@ -28,7 +28,9 @@ def linear(t: Tape, x: Tensor, weight: Param, bias: Param | None, outputs: int) 
         return dx, dw, db
 
     edges = (x.node, weight if trains else None, offset)
-    return t.record(t.new(tokens * outputs, x.itemsize), edges, backward, packs=True)
+    # Selective checkpointing recomputes the cheap low-rank products of adapters.
+    make = t.new if weight.added else t.compute
+    return t.record(make(tokens * outputs, x.itemsize), edges, backward, packs=True)
 
 
 def cached_cast(t: Tape, weight: Param, itemsize: int, cache: dict[str, Tensor]) -> Param:
@@ -48,7 +50,7 @@ def cached_cast(t: Tape, weight: Param, itemsize: int, cache: dict[str, Tensor])
 class AutocastWeight(Param):
     """A weight copy in compute precision whose gradient is cast back to the weight's dtype."""
 
-    __slots__ = ("copy", "tape", "weight")
+    __slots__ = ("copy",)
 
     def __init__(self, weight: Param, copy: Tensor, tape: Tape) -> None:
         super().__init__(
@@ -57,8 +59,12 @@ class AutocastWeight(Param):
             itemsize=copy.itemsize,
             trainable=weight.trainable,
         )
-        self.weight, self.copy, self.tape = weight, copy, tape
+        self.copy = copy
+        if copy.node is None and weight.trainable:
+            numel, itemsize = weight.numel, weight.itemsize
+            tape.record(copy, (weight,), lambda grad: (tape.new(numel, itemsize, "gradients"),))
 
     def accumulate(self, grad: Tensor) -> None:
-        """Cast the gradient to the weight's dtype, then keep or add it there."""
-        self.weight.accumulate(self.tape.new(grad.numel, self.weight.itemsize, "gradients"))
+        """Hand the gradient to the copy's own backward, which casts it."""
+        if self.copy.node is not None:
+            self.copy.node.accumulate(grad)

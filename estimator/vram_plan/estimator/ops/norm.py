@@ -45,8 +45,9 @@ def rms_norm(t: Tape, x: Tensor, weight: Param | None, width: int) -> Tensor:
     x = cast(t, x, FP32_BYTES)
     variance = reduce_last(t, power(t, x), width)
     x = mul(t, x, _rsqrt(t, shift(t, variance)))
-    out = cast(t, x, itemsize)
-    return out if weight is None else weight_product(t, out, weight)
+    if weight is None:
+        return cast(t, x, itemsize)
+    return weight_product(t, cast(t, x, itemsize), weight)
 
 
 def _rsqrt(t: Tape, x: Tensor) -> Tensor:

@@ -43,7 +43,8 @@ def sdpa(
 ) -> Tensor:
     """Attention of q, k and v; ``mask`` is boolean (1 byte) or additive, without a gradient."""
     if s.autocast:
-        q, k, v = (cast(t, x, LOW_BYTES) for x in (q, k, v))
+        # The last argument first: see `Forward.product`.
+        v, k, q = (cast(t, x, LOW_BYTES) for x in (v, k, q))
     kernel = kernel_for(q.itemsize, s, masked=mask is not None)
     if kernel == "flash":
         return flash(t, q, k, v, s, seeds=_SEEDS)

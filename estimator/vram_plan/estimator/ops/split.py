@@ -31,8 +31,6 @@ def split(t: Tape, x: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, ...]:
     zeros, then ``cat``.
     """
     parts = tuple(Tensor(size, x.itemsize, x.storage) for size in sizes)
-    if not t.needs(x.node):
-        return parts
     waiting: list[Tensor | None] = [None] * len(sizes)
     itemsize = x.itemsize
 
@@ -46,12 +44,8 @@ def split(t: Tape, x: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, ...]:
         held.clear()
         return (joined,)
 
-    if t.forgets:
-        for part in parts:
-            part.node = Node(lambda grad: (), (), t.component)
-        return parts
-    owner = Node(backward, (x.node,), t.component)
-    t.nodes.append(owner)
-    for index, part in enumerate(parts):
-        part.node = Part(owner, waiting, index)
+    owner = t.record(Tensor(0, itemsize, None), (x.node,), backward).node
+    if owner is not None:
+        for index, part in enumerate(parts):
+            part.node = Part(owner, waiting, index)
     return parts

@@ -155,4 +155,12 @@ def input_entries(rank: Rank) -> list[Entry]:
             source="transformers 5.23.0 modeling code",
             alive=PASS_INSTANTS,
         ),
+        Entry(
+            component="activations",
+            name="activations waiting in host memory",
+            bytes=passes.host * rank.config.gpus_per_node,
+            formula=f"{passes.host:,} bytes a rank × {rank.config.gpus_per_node} ranks of a node",
+            source="torch 2.13.0 torch/autograd/graph.py save_on_cpu",
+            place="host",
+        ),
     ]

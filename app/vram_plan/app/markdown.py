@@ -1,0 +1,74 @@
+"""The plan as Markdown, for an issue, a pull request or a purchase request."""
+
+from __future__ import annotations
+
+import click
+
+from vram_plan.app.summary import fit_rows, headline, option_lines, verdict_line
+from vram_plan.app.units import gb, gib, signed_gib
+from vram_plan.estimator.plan import Plan
+
+
+def show(plan: Plan, *, explain: bool) -> None:
+    """Print the document."""
+    from vram_plan.estimator.whatif import remedies, switches
+
+    memory = plan.memory
+    known = switches(plan)
+    lines = [
+        f"**{_escape(headline(plan))}**",
+        "",
+        f"{gib(memory.allocated_bytes)} ({gb(memory.allocated_bytes)}) per GPU allocated at its "
+        f"fullest instant ({memory.peak_instant.replace('_', ' ')}); "
+        f"{gib(memory.required_bytes)} required; {verdict_line(plan)}.",
+        "",
+        "| component | at the peak | share |",
+        "|---|---:|---:|",
+    ]
+    for name, nbytes in memory.components.items():
+        if nbytes:
+            share = 100 * nbytes / memory.allocated_bytes
+            lines.append(f"| {name.replace('_', ' ')} | {gib(nbytes)} | {share:.1f} % |")
+    lines += ["", "| GPU | usable | verdict | headroom |", "|---|---:|---|---:|"]
+    for fit in fit_rows(plan):
+        lines.append(
+            f"| {fit.gpu} | {gib(fit.usable_bytes, 1)} | {fit.verdict} "
+            f"| {signed_gib(fit.headroom_bytes, 1)} |"
+        )
+    helpful = remedies(plan, known)
+    for title, found in (("makes it fit", helpful), ("switch", known)):
+        if found:
+            lines += ["", f"| {title} | change | then |", "|---|---:|---:|"]
+            lines += [
+                f"| `{s.words}` | {signed_gib(-s.saved_bytes)} "
+                f"| {gib(s.plan.memory.allocated_bytes)} |"
+                for s in found
+            ]
+    lines += ["", *(f"- {_escape(line)}" for line in option_lines(plan))]
+    if explain:
+        lines += _ledger(plan)
+    click.echo("\n".join(lines))
+
+
+def _ledger(plan: Plan) -> list[str]:
+    lines = [
+        "",
+        "| component | entry | bytes | alive in | formula | source |",
+        "|---|---|---:|---|---|---|",
+    ]
+    for entry in plan.memory.ledger.entries:
+        alive = ", ".join(sorted(entry.alive)) or "all of the step"
+        cells = (
+            entry.component,
+            entry.name,
+            f"{entry.bytes:,}",
+            alive,
+            entry.formula,
+            entry.source,
+        )
+        lines.append("| " + " | ".join(_escape(cell) for cell in cells) + " |")
+    return lines
+
+
+def _escape(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;")

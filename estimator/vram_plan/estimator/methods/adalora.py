@@ -1,0 +1,77 @@
+"""AdaLoRA (arXiv:2303.10512) as PEFT 0.21.2 runs it: a singular value beside every rank."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vram_plan.estimator.methods.lora import FOUR_BIT, Lora, quantized_as
+from vram_plan.estimator.ops.adapters import (
+    add_in_place,
+    clone,
+    divide,
+    product,
+    weight_view,
+    weights_product,
+)
+from vram_plan.estimator.ops.elementwise import FP32_BYTES, add, cast, scale
+
+if TYPE_CHECKING:
+    from vram_plan.estimator.forward import Forward
+    from vram_plan.estimator.tape import Tensor
+
+LOW_BYTES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class AdaLora(Lora):
+    """B · diag(E) · A beside every target; ``rank`` is the initial rank, which memory follows.
+
+    ``peft/tuners/adalora/layer.py`` ``SVDLinear.forward``: PEFT masks ranks instead of removing
+    them, so the tensors keep the size of ``init_r`` (default 12; the target rank does not matter).
+    Left out: the rank allocator's sensitivities, three tensors of the adapters' size, which exist
+    only where a training loop calls ``update_and_allocate``.
+    """
+
+    def linear(
+        self, f: Forward, name: str, x: Tensor, shape: tuple[int, int], base: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """``result += (x @ (A · E).T @ B.T) · scaling / ranknum``."""
+        result = base(x)
+        if not self.matches(name):
+            return result
+        kind, itemsize = quantized_as(f, name), result.itemsize
+        if kind in FOUR_BIT:
+            result = clone(f.t, result)
+        if not (kind and f.how.autocast):
+            wide = FP32_BYTES if kind in {"int8", "gptq4"} else f.how.adapter_bytes
+            x = cast(f.t, x, wide)
+        output = self._three(f, name, x, shape)
+        if kind in FOUR_BIT or kind == "int8":
+            if not f.how.autocast:
+                output = cast(f.t, output, itemsize)
+            output = self._scaled(f, name, output)
+            return add(f.t, result, output) if kind == "int8" else add_in_place(f.t, result, output)
+        output = self._scaled(f, name, output)
+        if kind and not f.how.autocast:
+            output = cast(f.t, output, itemsize)
+        return add_in_place(f.t, result, output)
+
+    @staticmethod
+    def _scaled(f: Forward, name: str, output: Tensor) -> Tensor:
+        """``· scaling / (ranknum + 1e-5)``."""
+        ranknum = f.added_param(f"{name}.ranknum", (1,), trainable=False)
+        return divide(f.t, scale(f.t, output), f.t.new(1, ranknum.itemsize))
+
+    def _three(self, f: Forward, name: str, x: Tensor, shape: tuple[int, int]) -> Tensor:
+        (inputs, outputs), t, how = shape, f.t, f.how
+        a = f.added_param(f"{name}.lora_A", (self.rank, inputs))
+        e = f.added_param(f"{name}.lora_E", (self.rank, 1))
+        b = f.added_param(f"{name}.lora_B", (outputs, self.rank))
+        down = weights_product(t, a, e)
+        if not how.autocast:
+            return f.product(product(t, x, down, self.rank), b, None, outputs)
+        x, down = cast(t, x, LOW_BYTES), cast(t, down, LOW_BYTES)
+        up = cast(t, weight_view(t, b), LOW_BYTES)
+        return product(t, product(t, x, down, self.rank), up, outputs)

@@ -1,0 +1,102 @@
+"""Weight-decomposed low-rank adaptation (DoRA, arXiv:2402.09353) as PEFT 0.21.2 runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vram_plan.estimator.methods.lora import FOUR_BIT, Lora, quantized_as
+from vram_plan.estimator.ops.adapters import clone, weight_quotient
+from vram_plan.estimator.ops.elementwise import add, cast, mul, scale, shift
+
+if TYPE_CHECKING:
+    from vram_plan.estimator.forward import Forward
+    from vram_plan.estimator.tape import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Dora(Lora):
+    """LoRA whose sum with the weight is normalised and scaled by one magnitude per output.
+
+    ``peft/tuners/lora/dora.py`` ``DoraLinearLayer.forward``. Every call writes out B·A from an
+    identity matrix and a copy of the weight in the adapter's dtype; they live while it runs.
+    """
+
+    def linear(
+        self, f: Forward, name: str, x: Tensor, shape: tuple[int, int], base: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """``result + (m − 1) · result + m · B(A(x)) · scaling`` with m = magnitude / norm."""
+        result = base(x)
+        if not self.matches(name):
+            return result
+        itemsize, kind = result.itemsize, quantized_as(f, name)
+        if kind in FOUR_BIT:
+            result = clone(f.t, result)
+        if not (kind and f.how.autocast):
+            x = cast(f.t, x, f.how.adapter_bytes)
+        result = add(f.t, result, self.decomposed(f, name, x, shape, result))
+        return cast(f.t, result, itemsize)
+
+    def decomposed(
+        self, f: Forward, name: str, x: Tensor, shape: tuple[int, int], result: Tensor
+    ) -> Tensor:
+        """What is added to the result of the base layer."""
+        written, norm = self._weight_norm(f, name, shape, x.itemsize)
+        magnitude = f.added_param(f"{name}.lora_magnitude_vector.weight", (shape[1],))
+        ratio = weight_quotient(f.t, magnitude, norm)
+        update = self._pair(f, name, x, shape)
+        if f"{name}.bias" in f.params:
+            result = shift(f.t, result)  # without the bias: one more tensor
+        kept = mul(f.t, shift(f.t, ratio), result)
+        total = add(f.t, kept, scale(f.t, mul(f.t, ratio, update)))
+        del written
+        return total
+
+    def _pair(self, f: Forward, name: str, x: Tensor, shape: tuple[int, int]) -> Tensor:
+        inputs, outputs = shape
+        down = f.added_linear(f"{name}.lora_A", x, (inputs, self.rank))
+        return f.added_linear(f"{name}.lora_B", down, (self.rank, outputs))
+
+    def _weight_norm(
+        self, f: Forward, name: str, shape: tuple[int, int], itemsize: int
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        """‖W + B·A·scaling‖ by output, and what the local variables hold beside it.
+
+        B·A is made from an identity matrix, which autograd keeps for A's gradient although the
+        norm is detached; the weight is dequantized and cast.
+        """
+        (inputs, outputs), t = shape, f.t
+        low = self._cast_pair(f, name, shape)
+        with t.scope("temporaries"), t.no_grad():
+            eye = t.new(inputs * inputs, f.how.adapter_bytes)
+            seen = cast(t, eye, 2) if low else eye
+            down = f.added_linear(f"{name}.lora_A", seen, (inputs, self.rank))
+            product = f.added_linear(f"{name}.lora_B", down, (self.rank, outputs))
+            del eye
+            product = cast(t, product, itemsize)
+            dense = self._dense_weight(f, name, shape, itemsize)
+            scaled = t.new(product.numel, itemsize)
+            total = t.new(product.numel, itemsize)
+            del scaled
+            norm = t.new(outputs, itemsize)
+            del total
+        if t.forgets:  # a checkpointed forward pass keeps nothing that autograd saved
+            return (product, dense), norm
+        return (seen, down, product, dense), norm
+
+    def _cast_pair(self, f: Forward, name: str, shape: tuple[int, int]) -> bool:
+        """Under autocast A and B are cast at their first use, here, and stay."""
+        if not f.how.autocast:
+            return False
+        f.low(f.added_param(f"{name}.lora_A.weight", (self.rank, shape[0])))
+        f.low(f.added_param(f"{name}.lora_B.weight", (shape[1], self.rank)))
+        return True
+
+    @staticmethod
+    def _dense_weight(f: Forward, name: str, shape: tuple[int, int], itemsize: int) -> Tensor:
+        weight, t = f.params[f"{name}.weight"], f.t
+        numel = shape[0] * shape[1]
+        if weight.packed:
+            return cast(t, t.new(numel, f.how.matmul_bytes), itemsize)
+        return t.new(numel if weight.itemsize != itemsize else 0, itemsize)

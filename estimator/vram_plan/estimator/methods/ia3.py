@@ -1,0 +1,68 @@
+"""(IA)³ (arXiv:2205.05638) as PEFT 0.21.2 runs it: one learned factor per channel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vram_plan.estimator.methods import targets
+from vram_plan.estimator.methods.lora import BITSANDBYTES, FOUR_BIT
+from vram_plan.estimator.methods.whole import Frozen
+from vram_plan.estimator.ops.adapters import clone, weight_copy
+from vram_plan.estimator.ops.elementwise import FP32_BYTES, cast, mul
+
+if TYPE_CHECKING:
+    from vram_plan.estimator.config import TrainConfig
+    from vram_plan.estimator.forward import Forward
+    from vram_plan.estimator.tape import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Ia3(Frozen):
+    """Keys and values are scaled, and the input of the last feed-forward projection.
+
+    Which modules those are depends on the architecture: `targets.IA3`.
+    """
+
+    def check(self, config: TrainConfig) -> None:
+        """PEFT has a table of the modules; it asks for names where a model is not in it."""
+        kind = config.model.model_type
+        if kind not in targets.IA3:
+            raise ValueError(
+                f"--method ia3: PEFT has no default modules for {kind!r} models; choose --method lora"
+            )
+
+    def linear(
+        self, f: Forward, name: str, x: Tensor, shape: tuple[int, int], base: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """``base(x · l)`` in the feed-forward part, ``base(x) · l`` elsewhere."""
+        names, feedforward = targets.IA3[f.spec.model_type]
+        if not targets.matches(name, names):
+            return base(x)
+        inner = targets.is_feedforward(name, feedforward)
+        factor = f.added_param(f"{name}.ia3_l", (1, shape[0]) if inner else (shape[1], 1))
+        weights = weight_copy(f.t, factor)
+        if f.layer >= 0 and f.how.quantization in BITSANDBYTES:
+            return self._beside_packed(f, x, weights, base, inner=inner)
+        if not inner:
+            result = base(x)
+            return cast(f.t, mul(f.t, result, weights), result.itemsize)
+        itemsize = x.itemsize
+        return base(cast(f.t, mul(f.t, cast(f.t, x, factor.itemsize), weights), itemsize))
+
+    @staticmethod
+    def _beside_packed(
+        f: Forward, x: Tensor, weights: Tensor, base: Callable[[Tensor], Tensor], *, inner: bool
+    ) -> Tensor:
+        """``peft/tuners/ia3/bnb.py``: in fp32 unless autocast is on; 4-bit results are cloned."""
+        converts = not f.how.autocast
+        if converts:
+            x = cast(f.t, x, FP32_BYTES)
+        result = base(mul(f.t, x, weights) if inner else x)
+        itemsize = result.itemsize
+        if not inner:
+            result = mul(f.t, result, weights)
+        if f.how.quantization in FOUR_BIT:
+            result = clone(f.t, result)
+        return cast(f.t, result, itemsize) if converts else result

@@ -1,0 +1,107 @@
+"""Operators that only training methods use: small weights taken apart, scaled and repeated."""
+
+from __future__ import annotations
+
+from vram_plan.estimator.tape import Param, Tape, Tensor
+
+
+def clone(t: Tape, x: Tensor) -> Tensor:
+    """``x.clone()``: a copy; the gradient passes unchanged."""
+    return t.record(t.new(x.numel, x.itemsize), (x.node,), lambda grad: (grad,))
+
+
+def add_in_place(t: Tape, x: Tensor, y: Tensor) -> Tensor:
+    """``x += y``: saves nothing; y's gradient is cast to its dtype where that differs."""
+    itemsize, x_needs, y_needs = y.itemsize, x.requires_grad, y.requires_grad
+
+    def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
+        dy = None
+        if y_needs:
+            dy = grad if grad.itemsize == itemsize else t.new(grad.numel, itemsize)
+        return grad if x_needs else None, dy
+
+    out = Tensor(x.numel, x.itemsize, x.storage)
+    return t.record(out, (x.node, y.node), backward)
+
+
+def weight_copy(t: Tape, weight: Param) -> Tensor:
+    """``1 * weight``: a tensor of the weight's size through which its gradient comes back."""
+    edge = weight if weight.trainable else None
+    numel, itemsize = weight.numel, weight.itemsize
+    return t.record(
+        t.new(numel, itemsize), (edge,), lambda grad: (t.new(numel, itemsize, "gradients"),)
+    )
+
+
+def weight_view(t: Tape, weight: Param) -> Tensor:
+    """``weight.T``: a view of a weight, which has no bytes on the tape."""
+    edge = weight if weight.trainable else None
+    return t.record(Tensor(weight.numel, weight.itemsize, None), (edge,), lambda grad: (grad,))
+
+
+def weight_quotient(t: Tape, weight: Param, divisor: Tensor) -> Tensor:
+    """``weight / divisor`` with a divisor that needs no gradient, which is kept."""
+    kept = divisor.storage
+    edge = weight if weight.trainable else None
+    numel, itemsize = weight.numel, weight.itemsize
+
+    def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
+        _ = kept
+        return (t.new(numel, itemsize, "gradients"),)
+
+    return t.record(t.new(numel, itemsize), (edge,), backward)
+
+
+def weights_product(t: Tape, matrix: Param, column: Param) -> Tensor:
+    """``matrix * column`` of two weights [rows, width] and [rows, 1]; keeps nothing else."""
+    edges = (matrix if matrix.trainable else None, column if column.trainable else None)
+    itemsize = matrix.itemsize
+
+    def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
+        first, second = edges
+        dm = t.new(matrix.numel, itemsize, "gradients") if first else None
+        full = t.new(matrix.numel, itemsize) if second else None
+        dc = t.new(column.numel, itemsize, "gradients") if second else None
+        del full
+        return dm, dc
+
+    return t.record(t.new(matrix.numel, itemsize), edges, backward, packs=True)
+
+
+def product(t: Tape, x: Tensor, weight: Tensor, outputs: int) -> Tensor:
+    """``x @ W.T`` where W [outputs, inputs] was computed: each factor is kept for the other."""
+    inputs = weight.numel // outputs
+    rows = x.numel // inputs
+    keep_x = x.storage if weight.requires_grad else None
+    keep_w = weight.storage if x.requires_grad else None
+    (xn, xi, x_needs) = (x.numel, x.itemsize, x.requires_grad)
+    (wn, wi, w_needs) = (weight.numel, weight.itemsize, weight.requires_grad)
+
+    def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
+        _ = keep_x, keep_w
+        dw = t.new(wn, wi) if w_needs else None
+        dx = t.new(xn, xi).view() if x_needs else None
+        return dx, dw
+
+    return t.record(t.new(rows * outputs, x.itemsize), (x.node, weight.node), backward)
+
+
+def divide(t: Tape, x: Tensor, divisor: Tensor) -> Tensor:
+    """``x / divisor`` with a divisor of one element that needs no gradient, which is kept."""
+    kept, numel, itemsize = divisor.storage, x.numel, x.itemsize
+
+    def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
+        _ = kept
+        dx = t.new(numel, grad.itemsize)
+        return (dx if grad.itemsize == itemsize else t.new(numel, itemsize),)
+
+    out = t.new(numel, max(itemsize, divisor.itemsize))
+    return t.record(out, (x.node,), backward)
+
+
+def repeat(t: Tape, x: Tensor, times: int) -> Tensor:
+    """``x.repeat(times, 1, 1)``: keeps nothing; gradients of the copies are summed."""
+    numel, itemsize = x.numel, x.itemsize
+    return t.record(
+        t.new(numel * times, itemsize), (x.node,), lambda grad: (t.new(numel, itemsize),)
+    )

@@ -1,0 +1,64 @@
+"""Attention with a learned sink: one more score per head that no value belongs to."""
+
+from __future__ import annotations
+
+from vram_plan.estimator.ops.attention import Heads, batched_product, repeat_heads, softmax
+from vram_plan.estimator.ops.elementwise import add, copy, dropout, narrow, scale
+from vram_plan.estimator.ops.experts import INDEX_BYTES
+from vram_plan.estimator.tape import Param, Tape, Tensor
+
+
+def sink_attention(
+    t: Tape, parts: tuple[Tensor, Tensor, Tensor], sinks: Param, s: Heads
+) -> Tensor:
+    """``eager_attention_forward`` of transformers 5.23.0 ``models/gpt_oss/modeling_gpt_oss.py``.
+
+    The softmax stays in the scores' dtype; the largest score of a row is subtracted first.
+    """
+    q, k, v = parts
+    k, v = repeat_heads(t, k, s), repeat_heads(t, v, s)
+    weights = scale(t, batched_product(t, q, k, s.scores))
+    weights = add(t, weights, Tensor(0, weights.itemsize, None))
+    combined = append_sinks(t, weights, sinks, s)
+    combined = subtract_largest(t, combined, s)
+    probabilities = softmax(t, combined, combined.itemsize, half_to_float=False)
+    weights = dropout(t, narrow(t, probabilities, s.scores), s.dropout)
+    del probabilities
+    out = copy(t, batched_product(t, weights, v, s.batch * s.heads * s.seq * s.value_dim))
+    del combined
+    return out
+
+
+def append_sinks(t: Tape, weights: Tensor, sinks: Param, s: Heads) -> Tensor:
+    """``cat([weights, sinks.expand(…)], dim=-1)``: the sinks' gradient is summed over all rows."""
+    numel = weights.numel
+    edge = sinks if sinks.trainable else None
+
+    def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
+        dsinks = t.new(sinks.numel, sinks.itemsize, "gradients") if edge is not None else None
+        return grad.view(numel), dsinks
+
+    rows = s.batch * s.heads * s.seq
+    return t.record(t.new(numel + rows, weights.itemsize), (weights.node, edge), backward)
+
+
+def subtract_largest(t: Tape, x: Tensor, s: Heads) -> Tensor:
+    """``x - x.max(dim=-1, keepdim=True).values``: keeps where the largest were."""
+    rows = s.batch * s.heads * s.seq
+    values, index = t.new(rows, x.itemsize), t.new(rows, INDEX_BYTES)
+    kept, full, itemsize = index.storage, x.numel, x.itemsize
+
+    def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
+        _ = kept
+        return (t.new(full, itemsize),)
+
+    t.record(values, (x.node,), backward)
+    needs = x.requires_grad
+
+    def difference(grad: Tensor) -> tuple[Tensor | None, ...]:
+        negated = t.new(grad.numel, grad.itemsize)
+        total = t.new(rows, grad.itemsize)
+        del negated
+        return grad if needs else None, total
+
+    return t.record(t.new(x.numel, itemsize), (x.node, values.node), difference)
