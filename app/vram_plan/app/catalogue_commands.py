@@ -39,7 +39,7 @@ def models(
     from vram_plan.profiles.models import catalogue
 
     rows = []
-    for entry in catalogue().values():
+    for entry in catalogue():
         model_type = str(entry.config["model_type"])
         names = " ".join((entry.name, *entry.aliases)).lower()
         if text.lower() not in names or (family and family not in {entry.family, model_type}):
@@ -68,7 +68,7 @@ def _size_classes() -> list[dict[str, Any]]:
 
     return [
         {
-            "model": size.name,
+            "model": size.size,
             "alias": "",
             "model_type": "size class",
             "parameters": size.parameters,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vram_plan.app.units import count, signed_gib
+from vram_plan.app.units import GIB, count, signed_gib
 from vram_plan.estimator.config import TrainConfig
 from vram_plan.estimator.fit import Fit
 from vram_plan.estimator.plan import Plan
@@ -70,7 +70,7 @@ def _distinct(found: tuple[Fit, ...]) -> list[Fit]:
     """One GPU for each size of memory: the catalogue has many of 24 and 80 GiB."""
     seen: dict[int, Fit] = {}
     for fit in found:
-        seen.setdefault(fit.memory_bytes, fit)
+        seen.setdefault(round(fit.usable_bytes / GIB), fit)
     return sorted(seen.values(), key=lambda fit: fit.usable_bytes)
 
 

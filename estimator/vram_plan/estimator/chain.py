@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from vram_plan.estimator.carried import Journeys
 from vram_plan.estimator.forward import Treatment
+from vram_plan.estimator.ledger import Entry
 from vram_plan.estimator.segment import Composition, Segment
 from vram_plan.estimator.simulate import Boundary, Cost, Run, simulate
 from vram_plan.profiles.model import ModelSpec
@@ -14,12 +15,20 @@ from vram_plan.profiles.model import ModelSpec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Link:
-    """``count`` segments in a row with one cost; ``first`` is the index of the first block."""
+    """``count`` segments in a row with one cost; ``first`` is the index of the first block.
+
+    Attributes:
+        beside_forward: what the engine holds beside the tape while each of them runs forward
+            (gathered weights, buffers); an engine's ``links(rank)`` puts it there.
+        beside_backward: the same while each of them goes back.
+    """
 
     segment: Segment
     count: int
     first: int
     cost: Cost
+    beside_forward: tuple[Entry, ...] = ()
+    beside_backward: tuple[Entry, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

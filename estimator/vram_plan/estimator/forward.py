@@ -11,7 +11,7 @@ from vram_plan.estimator.ops import attention, elementwise, sdpa
 from vram_plan.estimator.ops.embedding import embedding
 from vram_plan.estimator.ops.linear import cached_cast, linear
 from vram_plan.estimator.ops.quantized import dequantized_linear, int8_linear
-from vram_plan.estimator.ops.norm import layer_norm, rms_norm
+from vram_plan.estimator.ops.norm import layer_norm, rms_norm, rms_norm_wide
 from vram_plan.estimator.tape import Param, Tape, Tensor
 from vram_plan.profiles.model import ModelSpec
 
@@ -211,6 +211,11 @@ class Forward:
         weight = self.param(f"{name}.weight", width, "norm") if self.spec.norm_affine else None
         return rms_norm(self.t, x, weight, width)
 
+    def rms_norm_wide(self, name: str, x: Tensor, width: int, *, centered: bool = False) -> Tensor:
+        """An RMS norm whose weight is applied in fp32 (OLMo 2; ``centered``: Gemma)."""
+        weight = self.param(f"{name}.weight", width, "norm")
+        return rms_norm_wide(self.t, x, weight, width, centered=centered)
+
     def layer_norm(self, name: str, x: Tensor, width: int, *, bias: bool = True) -> Tensor:
         """``torch.nn.LayerNorm``; autocast runs it in fp32."""
         weight = self.param(f"{name}.weight", width, "norm") if self.spec.norm_affine else None
@@ -244,7 +249,8 @@ class Forward:
 
     def act(self, x: Tensor, name: str = "") -> Tensor:
         """The model's activation function."""
-        return elementwise.activation(self.t, x, name or self.spec.hidden_act)
+        name = name or self.spec.hidden_act
+        return elementwise.activation(self.t, x, name, autocast=self.how.autocast)
 
     def dropout(self, x: Tensor, probability: float) -> Tensor:
         """Dropout in training."""
@@ -254,7 +260,8 @@ class Forward:
         """The attention kernel of the configuration on per-rank heads."""
         heads, kernel = self.heads(**shape), self.how.attention
         if kernel == "eager":
-            return attention.eager(self.t, q, k, v, heads)
+            capped = self.spec.attn_logit_softcapping
+            return attention.eager(self.t, q, k, v, heads, capped=capped)
         if kernel == "sdpa":
             return sdpa.integrated(self.t, q, k, v, heads)
         if kernel == "block-sparse":

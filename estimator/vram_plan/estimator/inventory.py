@@ -49,7 +49,9 @@ class Inventory:
     weights: tuple[Weight, ...]
     scale: float = 1.0
 
-    def select(self, *, trainable: bool | None = None, added: bool | None = None) -> Iterator[Weight]:
+    def select(
+        self, *, trainable: bool | None = None, added: bool | None = None
+    ) -> Iterator[Weight]:
         """Weights that are (not) trainable and (not) added by the method."""
         for weight in self.weights:
             if trainable is not None and weight.trainable != trainable:
@@ -81,7 +83,6 @@ class Inventory:
     def tensors(self, *, trainable: bool | None = None) -> int:
         """Number of tensors."""
         return sum(weight.count for weight in self.select(trainable=trainable))
-
 
     def packed(self) -> Iterator[Weight]:
         """Quantized weights."""

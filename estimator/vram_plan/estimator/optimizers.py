@@ -49,9 +49,7 @@ Groups = list[tuple[Weight, int]]
 
 
 def _total(groups: Groups, scale: float) -> int:
-    return round(
-        sum(w.numel * w.count * size * (1.0 if w.added else scale) for w, size in groups)
-    )
+    return round(sum(w.numel * w.count * size * (1.0 if w.added else scale) for w, size in groups))
 
 
 def _largest(groups: Groups) -> int:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, cast
+from types import ModuleType
+from typing import Any
 
 from vram_plan.estimator.config import TrainConfig
 from vram_plan.estimator.fit import Fit, fits
@@ -15,6 +15,7 @@ from vram_plan.estimator.overhead import overhead_bytes, slack_bytes
 from vram_plan.estimator.rank import run_passes
 from vram_plan.estimator.resolve import resolve
 from vram_plan.estimator.sharding.base import Rank, input_entries
+from vram_plan.estimator.sharding.pipeline import stages
 from vram_plan.estimator.step import TRAINING, pass_entries
 from vram_plan.profiles.model import ModelSpec
 from vram_plan.profiles.models import resolve_model
@@ -28,7 +29,10 @@ _ENGINES = {
     "megatron": "megatron",
     "device-map": "device_map",
 }
-"""Engine → module of ``sharding`` with ``entries(rank)`` and ``keeps_gradients(config)``."""
+"""Engine → module of ``sharding`` with ``entries(rank)`` and ``keeps_gradients(config)``.
+
+One may have ``links(rank)`` too: the chain with what the engine holds beside each segment.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,11 +100,17 @@ def plan_config(config: TrainConfig) -> Plan:
 def train_ledger(config: TrainConfig) -> tuple[Ledger, int, int]:
     """The ledger of one training step on the fullest rank, and the parameters of the model."""
     engine = import_module(f"vram_plan.estimator.sharding.{_ENGINES[config.engine]}")
-    keeps = cast("Callable[[TrainConfig], bool]", engine.keeps_gradients)
-    engine_entries = cast("Callable[[Rank], list[Entry]]", engine.entries)
-    passes = run_passes(config, keeps_gradients=keeps(config))
-    rank = Rank(config=config, passes=passes)
-    entries = [*engine_entries(rank), *input_entries(rank), *pass_entries(passes.links)]
+    passes = run_passes(config, keeps_gradients=engine.keeps_gradients(config))
+    ranks = stages(config, passes) if config.pp > 1 else (Rank(config=config, passes=passes),)
+    ledgers = [_ledger(engine, rank) for rank in ranks]
+    fullest = max(ledgers, key=lambda ledger: max(ledger.totals().values()))
     inventory = passes.inventory
-    ledger = Ledger(TRAINING, entries)
-    return ledger, inventory.numel(added=False), inventory.numel(trainable=True)
+    return fullest, inventory.numel(added=False), inventory.numel(trainable=True)
+
+
+def _ledger(engine: ModuleType, rank: Rank) -> Ledger:
+    """One rank's ledger: what the engine holds, the inputs, and what the passes make."""
+    rearrange = getattr(engine, "links", None)
+    links = rearrange(rank) if rearrange else rank.passes.links
+    entries: list[Entry] = [*engine.entries(rank), *input_entries(rank), *pass_entries(links)]
+    return Ledger(TRAINING, [*entries, *rank.waiting])

@@ -62,7 +62,9 @@ def _resolve_engine(values: dict[str, Any], notes: list[str]) -> None:
             values["engine"] = "device-map"
         elif split > 1:
             values["engine"] = "megatron"
-            notes.append("engine megatron: tensor, pipeline, context or expert ranks were asked for")
+            notes.append(
+                "engine megatron: tensor, pipeline, context or expert ranks were asked for"
+            )
         else:
             values["engine"] = "torch" if values["gpus"] == 1 else "ddp"
     if values["engine"] in {"fsdp1", "fsdp2"}:
@@ -72,7 +74,9 @@ def _resolve_engine(values: dict[str, Any], notes: list[str]) -> None:
     if values["engine"] == "device-map":
         values.setdefault("pp", values["gpus"])
         values.setdefault("pp_schedule", "naive")
-    values.setdefault("pp_schedule", "interleaved" if values.get("virtual_pipeline", 1) > 1 else "1f1b")
+    values.setdefault(
+        "pp_schedule", "interleaved" if values.get("virtual_pipeline", 1) > 1 else "1f1b"
+    )
 
 
 def _resolve_zero_sizes(values: dict[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vram_plan.estimator.chain import Link
 from vram_plan.estimator.ledger import Entry
@@ -30,6 +30,7 @@ class Moment:
         earlier: activations that earlier (not yet finished) segments keep.
         inside: what is alive inside the segment, by component.
         gradients: weight gradients that later segments have left.
+        beside: what the engine holds meanwhile.
     """
 
     instant: str
@@ -37,11 +38,13 @@ class Moment:
     earlier: Bytes
     inside: Bytes
     gradients: int
+    beside: tuple[Entry, ...] = ()
 
     @property
     def total(self) -> int:
         """Bytes alive, without what lives all the time."""
-        return sum(self.earlier.values()) + sum(self.inside.values()) + self.gradients
+        held = sum(entry.bytes for entry in self.beside)
+        return sum(self.earlier.values()) + sum(self.inside.values()) + self.gradients + held
 
 
 def moments(links: tuple[Link, ...]) -> dict[str, Moment]:
@@ -64,13 +67,23 @@ def _all_moments(links: tuple[Link, ...]) -> Iterator[Moment]:
         where = _where(link, link.count - 1)
         forward = LOSS if kind == "head" else FORWARD
         yield Moment(
-            instant=forward, where=where, earlier=before_last, inside=cost.forward, gradients=0
+            instant=forward,
+            where=where,
+            earlier=before_last,
+            inside=cost.forward,
+            gradients=0,
+            beside=link.beside_forward,
         )
         if cost.backward:
             later = gradients_after[i + 1]
             last = _instant(kind, i == layers[-1] if layers else False)
             yield Moment(
-                instant=last, where=where, earlier=before_last, inside=cost.backward, gradients=later
+                instant=last,
+                where=where,
+                earlier=before_last,
+                inside=cost.backward,
+                gradients=later,
+                beside=link.beside_backward,
             )
             if link.count > 1:
                 later += (link.count - 1) * cost.gradients
@@ -81,6 +94,7 @@ def _all_moments(links: tuple[Link, ...]) -> Iterator[Moment]:
                     earlier=dict(earlier),
                     inside=cost.backward,
                     gradients=later,
+                    beside=link.beside_backward,
                 )
         earlier = _plus(earlier, cost.saved, link.count)
 
@@ -114,6 +128,7 @@ def pass_entries(links: tuple[Link, ...]) -> list[Entry]:
     entries: list[Entry] = []
     for moment in moments(links).values():
         alive = frozenset({moment.instant})
+        entries += [replace(entry, alive=alive) for entry in moment.beside]
         for component, nbytes in moment.earlier.items():
             entries.append(
                 Entry(

@@ -109,6 +109,7 @@ class Tensor:
     def moved(self) -> "Tensor":
         """This tensor for a new owner alone: whoever else holds it holds an empty shell."""
         out = Tensor(self.numel, self.itemsize, self.storage, self.node)
+        out.by_token = self.by_token
         self.storage = None
         return out
 

@@ -106,9 +106,7 @@ def _sharding_changes(config: TrainConfig) -> Iterator[tuple[str, TrainConfig]]:
 def _with_zero(config: TrainConfig, stage: int) -> TrainConfig:
     sizes = replace(config.zero_sizes, overlap_comm=stage == 3)
     weights = config.precision if config.weights_dtype == "fp32" else config.weights_dtype
-    return replace(
-        config, engine="deepspeed", zero=stage, zero_sizes=sizes, weights_dtype=weights
-    )
+    return replace(config, engine="deepspeed", zero=stage, zero_sizes=sizes, weights_dtype=weights)
 
 
 def _adapter_changes(config: TrainConfig) -> Iterator[tuple[str, TrainConfig]]:
@@ -116,8 +114,9 @@ def _adapter_changes(config: TrainConfig) -> Iterator[tuple[str, TrainConfig]]:
         lora = replace(config, method="lora", weights_dtype=config.precision)
         yield "--method lora", lora
         if config.engine in {"torch", "ddp", "deepspeed"}:
-            yield "--method qlora", replace(
-                lora, method="qlora", quantization="nf4", double_quant=True
+            yield (
+                "--method qlora",
+                replace(lora, method="qlora", quantization="nf4", double_quant=True),
             )
         return
     if config.adapter_dtype == "fp32" and config.precision != "fp32":

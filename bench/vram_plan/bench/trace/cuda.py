@@ -14,6 +14,7 @@ import torch
 
 from vram_plan.bench.trace import attention, autocast, quantized
 from vram_plan.bench.trace.rules import DeviceRules, never
+from vram_plan.bench.trace.scratch import cuda_scratch
 
 __all__ = ["CudaRules"]
 
@@ -50,7 +51,19 @@ def _log_softmax_int(
     return _softmax(tensor, dim, dtype, op=torch.ops.aten._log_softmax)
 
 
+def _rms_norm(
+    tensor: torch.Tensor,
+    shape: list[int],
+    weight: torch.Tensor | None = None,
+    eps: float | None = None,
+) -> torch.Tensor:
+    """layer_norm.cpp ``rms_norm_symint``: the fused kernel, which keeps 1/RMS in fp32."""
+    out: torch.Tensor = torch.ops.aten._fused_rms_norm(tensor, shape, weight, eps)[0]
+    return out
+
+
 _KERNELS = {
+    "rms_norm": _rms_norm,
     "dropout": _dropout,
     "softmax.int": _softmax_int,
     "log_softmax.int": _log_softmax_int,
@@ -97,7 +110,7 @@ class CudaRules(DeviceRules):
 
     def scratch(self, func: Any, args: Any, kwargs: Any, result: Any) -> list[int]:
         """Bytes of the blocks a kernel takes and gives back within one call."""
-        return attention.backward_scratch(func, args)
+        return cuda_scratch(func, args)
 
     def size_bytes(self, func: Any, tensor: torch.Tensor) -> int | None:
         """layer_norm's mean and 1/σ are fp32 on CUDA, in the input's type on the CPU.

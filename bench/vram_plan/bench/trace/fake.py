@@ -33,7 +33,7 @@ class _Watch:
 
     def enter(self, phase: str) -> None:
         """A phase begins."""
-        self.log.phase = phase
+        self.log.enter(phase)
         self.paths.root = "model"
 
     def mark(self, name: str) -> None:
@@ -43,6 +43,8 @@ class _Watch:
             self.name(self.step.gradients(), "gradients")
         if self.step is not None and name == "step_end":
             self.name(self.step.optimizer_states(), "optimizer_states")
+            for tensor in self.step.paged_states():
+                self.log.on_host(tensor)
 
     def name(self, tensors: list[torch.Tensor], component: str) -> None:
         """Say what the storages below some tensors are."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["make_optimizer", "states_on_host"]
+__all__ = ["make_optimizer"]
 
 _LR = 1e-4
 
@@ -21,11 +21,6 @@ def make_optimizer(name: str, model: Any) -> Any:
     if name not in kinds:
         raise ValueError(f"optimizer {name!r} cannot be traced yet")
     return kinds[name](parameters)
-
-
-def states_on_host(name: str) -> bool:
-    """Paged optimizers keep states of 100,000 elements and more in unified memory."""
-    return name.startswith("paged-")
 
 
 def _torch_kinds() -> dict[str, Callable[[list[Any]], Any]]:

@@ -16,6 +16,7 @@ from vram_plan.bench.trace.timeline import Block, Event, Trace, round_up
 __all__ = ["trace_cpu"]
 
 _PHASE = "vram_plan.phase:"
+_NOTHING = Block(number=-1, bytes=0, shape=(), dtype="", op="(phase)", module="", phase="")
 _MARK = "vram_plan.mark:"
 
 
@@ -91,6 +92,7 @@ def _account(profiled: list[Any], **totals: Any) -> Trace:
             op = item.name
             if op.startswith(_PHASE):
                 phase = op.removeprefix(_PHASE)
+                trace.events.append(Event(_NOTHING, 0, live, phase))
             if op == _PHASE + "start":
                 trace.start_bytes, trace.start_blocks = live, list(blocks.values())
                 trace.events, trace.marks = [], {}

@@ -39,7 +39,22 @@ class DeviceRules:
 
 
 class CpuRules(DeviceRules):
-    """The CPU as it is."""
+    """The CPU as it is.
+
+    Its elementwise kernels cannot mix types: TensorIterator copies inputs of another type to the
+    common one first (aten/src/ATen/TensorIterator.cpp, ``compute_types``), where CUDA's cast as
+    they load.
+    """
+
+    def scratch(self, func: Any, args: Any, kwargs: Any, result: Any) -> list[int]:
+        """The copies of inputs that are not of the common type."""
+        if func.__name__.partition(".")[0].rstrip("_") not in ("add", "mul", "sub", "div"):
+            return []
+        given = [a for a in args if isinstance(a, torch.Tensor) and a.dim() > 0]
+        if len(given) < 2 or given[0].dtype == given[1].dtype:
+            return []
+        common = torch.promote_types(given[0].dtype, given[1].dtype)
+        return [t.numel() * common.itemsize for t in given if t.dtype != common]
 
 
 def never(*args: Any, **kwargs: Any) -> bool:

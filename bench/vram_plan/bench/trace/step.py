@@ -15,6 +15,8 @@ from vram_plan.bench.trace.optimizers import make_optimizer
 __all__ = ["Observer", "TrainingStep", "make_batch"]
 
 
+_PAGED = ("state1", "state2")
+_PAGED_ELEMENTS = 100_000
 Autocast = Callable[[torch.dtype], AbstractContextManager[Any]]
 
 
@@ -84,6 +86,13 @@ class TrainingStep:
         """The tensors the optimizer keeps."""
         states = self.optimizer.state.values()
         return [t for state in states for t in state.values() if torch.is_tensor(t)]
+
+    def paged_states(self) -> list[torch.Tensor]:
+        """States that CUDA's unified memory would hold (bitsandbytes optim/optimizer.py)."""
+        if not self.config.optimizer.startswith("paged-"):
+            return []
+        states = [state.get(n) for state in self.optimizer.state.values() for n in _PAGED]
+        return [t for t in states if t is not None and t.numel() >= _PAGED_ELEMENTS]
 
 
 def make_batch(config: TraceConfig) -> dict[str, torch.Tensor]:

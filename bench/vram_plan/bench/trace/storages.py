@@ -49,6 +49,14 @@ class StorageLog:
         self._host: dict[int, weakref.ref[Any]] = {}
         self._count = 0
 
+    def enter(self, phase: str) -> None:
+        """Begin a phase, with an event of its own that changes nothing."""
+        self.phase = phase
+        nothing = Block(
+            number=-1, bytes=0, shape=(), dtype="", op="(phase)", module="", phase=phase
+        )
+        self.events.append(Event(nothing, 0, self.live_bytes, phase))
+
     def restart(self) -> tuple[int, list[Block]]:
         """Begin a new step: forget the events, return what is alive."""
         self.phase = "start"
@@ -121,6 +129,7 @@ class StorageLog:
         storage = tensor.untyped_storage()
         key = storage._cdata
         self._host[key] = weakref.ref(storage, lambda _: self._host.pop(key, None))
+        self._died(key)
 
     def _resized(self, block: Block, key: int, bytes_now: int) -> None:
         self._seen[key] = bytes_now

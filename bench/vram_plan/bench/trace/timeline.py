@@ -56,8 +56,10 @@ class Event:
 
     @property
     def kind(self) -> str:
-        """``alloc`` or ``free``."""
-        return "alloc" if self.delta >= 0 else "free"
+        """``alloc``, ``free``, or ``phase`` where a phase begins."""
+        if self.delta == 0:
+            return "phase"
+        return "alloc" if self.delta > 0 else "free"
 
 
 @dataclass(slots=True, kw_only=True)

@@ -25,18 +25,18 @@ def embeddings(f: Forward, ids: Tensor, shared: Mapping[str, Tensor]) -> Tensor:
 
 def layer(f: Forward, x: Tensor, shared: Mapping[str, Tensor]) -> Tensor:
     """``AlbertLayer.forward``: no dropout after the feed-forward part."""
-    attended = _attention(f, x)
+    attended, _weights = _attention(f, x)
     out = _feed_forward(f, attended)
     return f.layer_norm("full_layer_layer_norm", f.add(out, attended), f.spec.hidden_size)
 
 
-def _attention(f: Forward, x: Tensor) -> Tensor:
+def _attention(f: Forward, x: Tensor) -> tuple[Tensor, Tensor | None]:
     hidden = f.spec.hidden_size
-    out = heads(f, x, ("attention.query", "attention.key", "attention.value"))
+    out, weights = heads(f, x, ("attention.query", "attention.key", "attention.value"))
     out = f.linear("attention.dense", out, (hidden, hidden), bias=True, split="row")
     out = f.sublayer("attention", out, x)
     out = f.dropout(out, f.spec.hidden_dropout)
-    return f.layer_norm("attention.LayerNorm", f.add(x, out), hidden)
+    return f.layer_norm("attention.LayerNorm", f.add(x, out), hidden), weights
 
 
 def _feed_forward(f: Forward, entered: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from vram_plan.estimator.blocks.encoder_parts import attend, nothing_shared, plain_loss, transform
 from vram_plan.estimator.forward import Forward
 from vram_plan.estimator.ops.cross_entropy import INDEX_BYTES
+from vram_plan.estimator.ops.elementwise import relayout
 from vram_plan.estimator.segment import Composition, Segment
 from vram_plan.estimator.tape import Tensor
 from vram_plan.profiles.model import ModelSpec
@@ -55,27 +56,32 @@ def bert_embeddings(f: Forward, ids: Tensor, width: int) -> Tensor:
 
 
 def layer(f: Forward, x: Tensor, shared: Mapping[str, Tensor]) -> Tensor:
-    """``BertLayer.forward``."""
-    x = self_attention(f, x)
+    """``BertLayer.forward``; a variable holds the attention weights until it ends."""
+    x, _weights = self_attention(f, x)
     return feed_forward(f, x)
 
 
-def self_attention(f: Forward, x: Tensor) -> Tensor:
+def self_attention(f: Forward, x: Tensor) -> tuple[Tensor, Tensor | None]:
     """``BertAttention.forward``: attention, then norm(x + dropout(dense(…)))."""
     hidden = f.spec.hidden_size
-    out = heads(f, x, ("attention.self.query", "attention.self.key", "attention.self.value"))
-    out = f.linear("attention.output.dense", out, (hidden, hidden), bias=True, split="row")
-    out = f.sublayer("attention", out, x)
-    out = f.dropout(out, f.spec.hidden_dropout)
-    return f.layer_norm("attention.output.LayerNorm", f.add(out, x), hidden)
+    names = ("attention.self.query", "attention.self.key", "attention.self.value")
+    out, weights = heads(f, x, names)
+    dense = f.linear("attention.output.dense", out, (hidden, hidden), bias=True, split="row")
+    dense = f.sublayer("attention", dense, x)
+    dense = f.dropout(dense, f.spec.hidden_dropout)
+    return f.layer_norm("attention.output.LayerNorm", f.add(dense, x), hidden), weights
 
 
-def heads(f: Forward, x: Tensor, names: tuple[str, str, str]) -> Tensor:
-    """Query, key and value projections and the attention between them."""
+def heads(
+    f: Forward, x: Tensor, names: tuple[str, str, str]
+) -> tuple[Tensor, Tensor | None]:
+    """Query, key and value projections, and attention's output and weights."""
     shape = (f.spec.hidden_size, f.spec.hidden_size)
-    q, k, v = (f.linear(name, x, shape, bias=True, split="column") for name in names)
+    q, k, v = (
+        relayout(f.t, f.linear(name, x, shape, bias=True, split="column")) for name in names
+    )
     k, v = f.how.method.keys_values(f, k, v)
-    return attend(f, q, k, v)
+    return attend(f, (q, k, v))
 
 
 def feed_forward(f: Forward, x: Tensor) -> Tensor:

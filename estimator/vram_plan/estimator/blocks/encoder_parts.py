@@ -10,12 +10,19 @@ from vram_plan.estimator.tape import Tensor
 
 
 def attend(
-    f: Forward, q: Tensor, k: Tensor, v: Tensor, **shape: int | float | bool
-) -> Tensor:
-    """The kernel of the configuration; ``eager`` with a softmax in the scores' dtype."""
+    f: Forward,
+    parts: tuple[Tensor, Tensor, Tensor],
+    mask: Tensor | None = None,
+    **shape: int | float | bool,
+) -> tuple[Tensor, Tensor | None]:
+    """The kernel of the configuration on q, k and v.
+
+    ``eager``: a softmax in the scores' dtype, ``mask`` added before it, and the attention weights
+    returned too.
+    """
     if f.how.attention != "eager":
-        return f.attention(q, k, v, **shape)
-    return plain(f.t, (q, k, v), f.heads(**shape), autocast=f.how.autocast)
+        return f.attention(*parts, **shape), None
+    return plain(f.t, parts, f.heads(**shape), mask=mask)
 
 
 def nothing_shared(f: Forward) -> dict[str, Shared]:
@@ -33,16 +40,16 @@ def transform(f: Forward, x: Tensor, names: tuple[str, str], act: str = "") -> T
 
 
 def plain_loss(f: Forward, x: Tensor, width: int) -> Tensor:
-    """The projection to the vocabulary and ``CrossEntropyLoss`` in the logits' dtype.
-
-    The labels are those given: they are neither shifted nor copied.
-    """
+    """The projection to the vocabulary and ``CrossEntropyLoss`` in the logits' dtype."""
     with f.t.scope("logits"):
         logits = f.head_linear(x, (width, f.spec.vocab_size))
         return loss_of(f, logits)
 
 
 def loss_of(f: Forward, logits: Tensor) -> Tensor:
-    """``CrossEntropyLoss`` on logits that the caller keeps."""
+    """``CrossEntropyLoss`` on logits that the caller keeps.
+
+    The labels are those given: they are neither shifted nor copied.
+    """
     labels = Tensor(f.tokens, INDEX_BYTES, None)
     return cross_entropy(f.t, logits, labels, autocast=f.how.autocast)

@@ -80,9 +80,9 @@ def attend_in_window(
     With a mask keys and values are repeated first (transformers 5.23.0
     ``integrations/sdpa_attention.py``, ``use_gqa_in_sdpa``).
     """
-    mask = shared.get("window")
-    if f.how.attention != "sdpa" or mask is None:
+    if f.how.attention != "sdpa" or "window" not in shared:
         return attend(f, q, k, v, how)
+    mask = Tensor(f.batch * shared["window"].numel, 1, None)
     heads = heads_of(f)
     if heads.kv_heads != heads.heads:
         times = heads.heads // heads.kv_heads
@@ -92,7 +92,7 @@ def attend_in_window(
 
 
 def window_mask(f: Forward) -> Shareds:
-    """The mask of eager attention, or the boolean one of a window shorter than the sequence."""
+    """The mask of eager attention, or a boolean one (its batches share memory) for a window."""
     if f.how.attention == "sdpa" and 0 < f.spec.sliding_window < f.seq:
         return {"window": Shared(numel=f.seq * f.seq, itemsize=1, saved=False)}
     return mask(f)

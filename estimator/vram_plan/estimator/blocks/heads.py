@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from vram_plan.estimator.forward import Forward
 from vram_plan.estimator.ops.cross_entropy import INDEX_BYTES, cross_entropy
-from vram_plan.estimator.ops.elementwise import FP32_BYTES, cast
+from vram_plan.estimator.ops.elementwise import FP32_BYTES, cast, scale, tanh
 from vram_plan.estimator.tape import Tensor
 
 
@@ -14,6 +14,12 @@ def token_embedding(f: Forward, ids: Tensor, shared: Mapping[str, Tensor]) -> Te
     """``embed_tokens`` and what the method prepends to it."""
     x = f.embedding("embed_tokens", ids, f.spec.vocab_size, f.spec.hidden_size)
     return f.how.method.embed(f, x)
+
+
+def scaled_embedding(f: Forward, ids: Tensor, shared: Mapping[str, Tensor]) -> Tensor:
+    """``embed_tokens`` times a number that is a buffer of the model (Gemma)."""
+    x = f.embedding("embed_tokens", ids, f.spec.vocab_size, f.spec.hidden_size)
+    return f.how.method.embed(f, scale(f.t, x))
 
 
 def causal_lm_loss(f: Forward, x: Tensor, *, width: int = 0) -> Tensor:
@@ -24,6 +30,10 @@ def causal_lm_loss(f: Forward, x: Tensor, *, width: int = 0) -> Tensor:
     """
     with f.t.scope("logits"):
         logits = f.head_linear(x, (width or f.spec.hidden_size, f.spec.vocab_size))
+        if f.spec.final_logit_softcapping:
+            logits = scale(f.t, logits)
+            logits = tanh(f.t, logits)
+            logits = scale(f.t, logits)
         return shifted_loss(f, logits)
 
 

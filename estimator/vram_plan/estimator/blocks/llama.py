@@ -1,22 +1,41 @@
 """Llama and its relatives: pre-norm RMS norms, rotary embeddings, grouped keys, a gated MLP."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from itertools import groupby
 
 from vram_plan.estimator.blocks.heads import causal_lm_loss, token_embedding
 from vram_plan.estimator.forward import Forward
 from vram_plan.estimator.ops.cross_entropy import INDEX_BYTES
 from vram_plan.estimator.ops.elementwise import relayout
 from vram_plan.estimator.ops.rotary import rotate
-from vram_plan.estimator.segment import Composition, Segment, Shared
-from vram_plan.estimator.tape import Tensor
+from vram_plan.estimator.segment import Composition, Run, Segment, Shared
+from vram_plan.estimator.tape import Tape, Tensor
 from vram_plan.profiles.model import ModelSpec
 
 
-def decoder_layer(f: Forward, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+Attention = Callable[[Forward, Tensor, Tensor, Tensor], Tensor]
+Rotate = Callable[[Tape, Tensor, Tensor, Tensor], Tensor]
+Tables = Callable[[Forward], Mapping[str, Shared]]
+
+
+def self_attention(
+    f: Forward, x: Tensor, cos: Tensor, sin: Tensor, *, turn: Rotate = rotate
+) -> Tensor:
+    """``LlamaAttention.forward`` (Qwen2: with biases on q, k and v)."""
+    entered = x
+    q, k = query(f, x), key(f, x)
+    v = value(f, x)
+    q, k = turn(f.t, q, cos, sin), turn(f.t, k, cos, sin)
+    return attend(f, q, k, v, entered)
+
+
+def decoder_layer(
+    f: Forward, x: Tensor, cos: Tensor, sin: Tensor, *, attention: Attention = self_attention
+) -> Tensor:
     """``LlamaDecoderLayer.forward``, transformers 5.23.0 ``models/llama/modeling_llama.py``."""
     residual = x
     x = f.rms_norm("input_layernorm", x, f.spec.hidden_size)
-    x = self_attention(f, x, cos, sin)
+    x = attention(f, x, cos, sin)
     x = f.add(residual, x)
     residual = x
     x = f.rms_norm("post_attention_layernorm", x, f.spec.hidden_size)
@@ -24,22 +43,34 @@ def decoder_layer(f: Forward, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return f.add(residual, x)
 
 
-def self_attention(f: Forward, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """``LlamaAttention.forward`` (Qwen2: with biases on q, k and v)."""
-    spec, entered = f.spec, x
-    hidden, bias = spec.hidden_size, spec.attention_bias
-    q = f.linear("self_attn.q_proj", x, (hidden, spec.query_dim), bias=bias, split="column")
-    q = relayout(f.t, q)
-    k = f.linear("self_attn.k_proj", x, (hidden, spec.kv_dim), bias=bias, split="column")
-    k = relayout(f.t, k)
-    v = f.linear("self_attn.v_proj", x, (hidden, spec.kv_dim), bias=bias, split="column")
-    v = relayout(f.t, v)
-    q, k = rotate(f.t, q, cos, sin), rotate(f.t, k, cos, sin)
+def projected(f: Forward, name: str, x: Tensor, width: int) -> Tensor:
+    """One of the three projections into attention, [batch, seq, width]."""
+    bias = f.spec.attention_bias
+    return f.linear(f"self_attn.{name}", x, (f.spec.hidden_size, width), bias=bias, split="column")
+
+
+def query(f: Forward, x: Tensor) -> Tensor:
+    """``q_proj``, seen as [batch, heads, seq, head_dim]."""
+    return relayout(f.t, projected(f, "q_proj", x, f.spec.query_dim))
+
+
+def key(f: Forward, x: Tensor) -> Tensor:
+    """``k_proj``, likewise."""
+    return relayout(f.t, projected(f, "k_proj", x, f.spec.kv_dim))
+
+
+def value(f: Forward, x: Tensor) -> Tensor:
+    """``v_proj``, likewise."""
+    return relayout(f.t, projected(f, "v_proj", x, f.spec.kv_dim))
+
+
+def attend(f: Forward, q: Tensor, k: Tensor, v: Tensor, entered: Tensor) -> Tensor:
+    """Prefixes, the attention kernel and ``o_proj``."""
+    spec = f.spec
     k, v = f.how.method.keys_values(f, k, v)
     out = f.attention(q, k, v, masked=is_masked(f))
-    out = f.linear(
-        "self_attn.o_proj", out, (spec.query_dim, hidden), bias=spec.attention_out_bias, split="row"
-    )
+    shape = (spec.query_dim, spec.hidden_size)
+    out = f.linear("self_attn.o_proj", out, shape, bias=spec.attention_out_bias, split="row")
     return f.sublayer("attention", out, entered)
 
 
@@ -81,7 +112,21 @@ def rotary_tables(f: Forward) -> dict[str, Shared]:
     numel = f.seq * f.spec.rotary_dim
     table = Shared(numel=numel, itemsize=f.how.compute_bytes)
     ids = Shared(numel=f.seq, itemsize=INDEX_BYTES, saved=False)
-    return {"cos": table, "sin": table, "position_ids": ids, **eager_mask(f)}
+    found = {"cos": table, "sin": table, "position_ids": ids, **eager_mask(f)}
+    return found if f.spec.layer_types else found | window_masks(f) | eager_mask(f)
+
+
+def window_masks(f: Forward) -> dict[str, Shared]:
+    """The mask of windowed layers where full ones stand beside them.
+
+    Booleans [1, 1, seq, seq] for sdpa, if the window is shorter than the sequence.
+    """
+    spec = f.spec
+    if f.how.attention == "eager":
+        return {"window_mask": eager_mask(f)["mask"]}
+    if f.how.attention == "sdpa" and spec.sliding_window and f.seq > spec.sliding_window:
+        return {"window_mask": Shared(numel=f.seq * f.seq, itemsize=1, saved=False)}
+    return {}
 
 
 def eager_mask(f: Forward) -> dict[str, Shared]:
@@ -92,13 +137,38 @@ def eager_mask(f: Forward) -> dict[str, Shared]:
     return {"mask": Shared(numel=numel, itemsize=f.how.compute_bytes, saved=False)}
 
 
-def compose(spec: ModelSpec) -> Composition:
-    """``LlamaForCausalLM``."""
+def decoder(
+    spec: ModelSpec,
+    layer: Run,
+    *,
+    head: Run = head,
+    embed: Run = token_embedding,
+    shared: Tables = rotary_tables,
+) -> Composition:
+    """An embedding, layers and a head.
+
+    Layers with and without a window are segments of their own: under sdpa they differ in memory.
+    """
     return Composition(
         segments=(
-            Segment(name="model.embed_tokens", kind="embedding", run=token_embedding),
-            Segment(name="model.layers", kind="layer", run=layer, count=spec.num_hidden_layers, first=0),
+            Segment(name="model.embed_tokens", kind="embedding", run=embed),
+            *windowed_segments(spec, layer),
             Segment(name="lm_head", kind="head", run=head),
         ),
-        shared=rotary_tables,
+        shared=shared,
     )
+
+
+def windowed_segments(spec: ModelSpec, layer: Run) -> Iterator[Segment]:
+    """The layers, cut where windowed and full ones meet."""
+    kinds = groupby(range(spec.num_hidden_layers), key=spec.is_windowed)
+    for _, group in kinds:
+        layers = list(group)
+        yield Segment(
+            name="model.layers", kind="layer", run=layer, count=len(layers), first=layers[0]
+        )
+
+
+def compose(spec: ModelSpec) -> Composition:
+    """``LlamaForCausalLM``, ``MistralForCausalLM``, ``Qwen2ForCausalLM``."""
+    return decoder(spec, layer)

@@ -40,6 +40,10 @@ _MODULES = {
     "qwen2_moe": "qwen2_moe",
     "olmoe": "olmoe",
     "qwen2": "llama",
+    "qwen3": "qwen3",
+    "gemma": "gemma",
+    "gemma2": "gemma2",
+    "gemma3_text": "gemma3",
 }
 """Hugging Face's ``model_type`` → module of this package."""
 

@@ -12,6 +12,7 @@ from vram_plan.estimator.ops.adapters import (
     clone,
     divide,
     product,
+    weight_copy,
     weight_view,
     weights_product,
 )
@@ -47,7 +48,7 @@ class AdaLora(Lora):
         if not (kind and f.how.autocast):
             wide = FP32_BYTES if kind in {"int8", "gptq4"} else f.how.adapter_bytes
             x = cast(f.t, x, wide)
-        output = self._three(f, name, x, shape)
+        output = self._triple(f, name, x, shape)
         if kind in FOUR_BIT or kind == "int8":
             if not f.how.autocast:
                 output = cast(f.t, output, itemsize)
@@ -60,11 +61,19 @@ class AdaLora(Lora):
 
     @staticmethod
     def _scaled(f: Forward, name: str, output: Tensor) -> Tensor:
-        """``· scaling / (ranknum + 1e-5)``."""
-        ranknum = f.added_param(f"{name}.ranknum", (1,), trainable=False)
-        return divide(f.t, scale(f.t, output), f.t.new(1, ranknum.itemsize))
+        """``· scaling / (ranknum + 1e-5)``.
 
-    def _three(self, f: Forward, name: str, x: Tensor, shape: tuple[int, int]) -> Tensor:
+        ``ranknum`` is meant to be fixed, but casting the adapters of a 16-bit model to fp32 makes
+        a new parameter of it, one that learns (``cast_adapter_dtype`` of
+        ``peft/tuners/tuners_utils.py``); the layer's output is kept for its gradient.
+        """
+        weight = f.params[f"{name}.weight"]
+        recast = not weight.packed and weight.itemsize < f.how.adapter_bytes
+        ranknum = f.added_param(f"{name}.ranknum", (1,), trainable=recast)
+        divisor = weight_copy(f.t, ranknum, adds=True)
+        return divide(f.t, scale(f.t, output), divisor)
+
+    def _triple(self, f: Forward, name: str, x: Tensor, shape: tuple[int, int]) -> Tensor:
         (inputs, outputs), t, how = shape, f.t, f.how
         a = f.added_param(f"{name}.lora_A", (self.rank, inputs))
         e = f.added_param(f"{name}.lora_E", (self.rank, 1))

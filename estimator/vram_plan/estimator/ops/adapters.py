@@ -24,13 +24,15 @@ def add_in_place(t: Tape, x: Tensor, y: Tensor) -> Tensor:
     return t.record(out, (x.node, y.node), backward)
 
 
-def weight_copy(t: Tape, weight: Param) -> Tensor:
-    """``1 * weight``: a tensor of the weight's size through which its gradient comes back."""
+def weight_copy(t: Tape, weight: Param, *, adds: bool = False) -> Tensor:
+    """``1 * weight`` (``adds``: ``weight + number``): a tensor through which its gradient comes back."""
     edge = weight if weight.trainable else None
     numel, itemsize = weight.numel, weight.itemsize
-    return t.record(
-        t.new(numel, itemsize), (edge,), lambda grad: (t.new(numel, itemsize, "gradients"),)
-    )
+
+    def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
+        return (grad if adds else t.new(numel, itemsize, "gradients"),)
+
+    return t.record(t.new(numel, itemsize), (edge,), backward)
 
 
 def weight_view(t: Tape, weight: Param) -> Tensor:
@@ -87,16 +89,32 @@ def product(t: Tape, x: Tensor, weight: Tensor, outputs: int) -> Tensor:
 
 
 def divide(t: Tape, x: Tensor, divisor: Tensor) -> Tensor:
-    """``x / divisor`` with a divisor of one element that needs no gradient, which is kept."""
-    kept, numel, itemsize = divisor.storage, x.numel, x.itemsize
+    """``x / divisor`` with a divisor of one element: the divisor is kept, x if that learns.
+
+    ``div_tensor_other_grad`` (torch 2.13.0 ``FunctionsManual.cpp``): −grad · ((x / d) / d), whose
+    parts live until the whole is there.
+    """
+    learns, itemsize = divisor.requires_grad, x.itemsize
+    kept = (divisor.storage, x.storage if learns else None)
+    numel, d_itemsize = x.numel, divisor.itemsize
 
     def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
         _ = kept
+        dd = _divisor_gradient(t, numel, grad.itemsize) if learns else None
         dx = t.new(numel, grad.itemsize)
-        return (dx if grad.itemsize == itemsize else t.new(numel, itemsize),)
+        if dd is not None:
+            dd = t.new(1, d_itemsize)
+        return (dx if grad.itemsize == itemsize else t.new(numel, itemsize)), dd
 
-    out = t.new(numel, max(itemsize, divisor.itemsize))
-    return t.record(out, (x.node,), backward)
+    out = t.new(numel, max(itemsize, d_itemsize))
+    return t.record(out, (x.node, divisor.node), backward)
+
+
+def _divisor_gradient(t: Tape, numel: int, itemsize: int) -> Tensor:
+    parts = [t.new(numel, itemsize) for _ in range(3)]
+    result = t.new(numel, itemsize)
+    parts.clear()
+    return result
 
 
 def repeat(t: Tape, x: Tensor, times: int) -> Tensor:

@@ -49,10 +49,12 @@ def mul(t: Tape, a: Tensor, b: Tensor) -> Tensor:
     a_needs, b_needs = a.requires_grad, b.requires_grad
 
     def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
-        _ = keep_a, keep_b
+        nonlocal keep_a, keep_b
         # Both products are made before the engine reduces either to its input's shape and dtype.
         da = t.new(grad.numel, grad.itemsize) if a_needs else None
         db = t.new(grad.numel, grad.itemsize) if b_needs else None
+        if t.recomputed:  # what a checkpoint unpacked lives no longer than the formula
+            keep_a = keep_b = None
         if da is not None:
             da = _sum_to(t, da, an, ai)
         if db is not None:
@@ -130,10 +132,14 @@ def tanh(t: Tape, x: Tensor) -> Tensor:
     return _from_output(t, x)
 
 
-def activation(t: Tape, x: Tensor, name: str) -> Tensor:
-    """An activation function under its Hugging Face name (transformers ``ACT2FN``)."""
+def activation(t: Tape, x: Tensor, name: str, *, autocast: bool = False) -> Tensor:
+    """An activation function under its Hugging Face name (transformers ``ACT2FN``).
+
+    Those written out with a power become fp32 there under ``autocast`` (CUDA's fp32 list), and
+    stay so.
+    """
     if name in _COMPOSED:
-        return _COMPOSED[name](t, x)
+        return _COMPOSED[name](t, x, autocast)
     if name in {"relu", "tanh", "sigmoid"}:
         return _from_output(t, x)
     return _from_input(t, x)
@@ -147,20 +153,25 @@ def power(t: Tape, x: Tensor) -> Tensor:
     return _from_input(t, x, temporaries=2)
 
 
-def _gelu_new(t: Tape, x: Tensor) -> Tensor:
+def _wide_power(t: Tape, x: Tensor, autocast: bool) -> Tensor:
+    return power(t, cast(t, x, FP32_BYTES) if autocast else x)
+
+
+def _gelu_new(t: Tape, x: Tensor, autocast: bool) -> Tensor:
     """``0.5·x·(1 + tanh(√(2/π)·(x + 0.044715·x³)))``, written out in transformers' NewGELU."""
     half = scale(t, x)
-    return mul(t, half, shift(t, _from_output(t, scale(t, add(t, x, scale(t, power(t, x)))))))
+    inner = scale(t, add(t, x, scale(t, _wide_power(t, x, autocast))))
+    return mul(t, half, shift(t, _from_output(t, inner.moved())))
 
 
-def _quick_gelu(t: Tape, x: Tensor) -> Tensor:
+def _quick_gelu(t: Tape, x: Tensor, autocast: bool) -> Tensor:
     """``x·σ(1.702·x)``."""
     return mul(t, x, _from_output(t, scale(t, x)))
 
 
-def _relu_squared(t: Tape, x: Tensor) -> Tensor:
+def _relu_squared(t: Tape, x: Tensor, autocast: bool) -> Tensor:
     """``relu(x)²``."""
-    return power(t, _from_output(t, x))
+    return _wide_power(t, _from_output(t, x), autocast)
 
 
 _COMPOSED = {

@@ -41,13 +41,52 @@ def rms_norm(t: Tape, x: Tensor, weight: Param | None, width: int) -> Tensor:
     transformers 5.23.0 ``models/llama/modeling_llama.py``. Left out: the fused kernels from the
     hub, which are off unless asked for.
     """
-    itemsize = x.itemsize
+    itemsize, by_token = x.itemsize, x.by_token
     x = cast(t, x, FP32_BYTES)
     variance = reduce_last(t, power(t, x), width)
     x = mul(t, x, _rsqrt(t, shift(t, variance)))
     if weight is None:
         return cast(t, x, itemsize)
-    return weight_product(t, cast(t, x, itemsize), weight)
+    out = weight_product(t, cast(t, x, itemsize), weight)
+    out.by_token = by_token
+    return out
+
+
+def rms_norm_wide(
+    t: Tape, x: Tensor, weight: Param, width: int, *, centered: bool = False
+) -> Tensor:
+    """``(weight * x.float() * rsqrt(mean(x.float()²) + ε)).to(dtype)``: the product is fp32.
+
+    Olmo2RMSNorm of transformers 5.23.0 ``models/olmo2/modeling_olmo2.py``. ``centered``: the weight
+    counts from one and is cast first, GemmaRMSNorm of ``models/gemma/modeling_gemma.py``.
+    """
+    itemsize, by_token = x.itemsize, x.by_token
+    wide = cast(t, x, FP32_BYTES)
+    if centered:
+        normed = mul(t, wide, _rsqrt(t, shift(t, reduce_last(t, power(t, wide), width))))
+        del wide
+        normed = mul(t, normed, _from_one(t, weight))
+    else:
+        variance = reduce_last(t, power(t, wide), width)
+        normed = mul(t, wide, _rsqrt(t, shift(t, variance)))
+        del wide
+        normed = weight_product(t, normed, weight)
+    out = cast(t, normed, itemsize)
+    out.by_token = by_token
+    return out
+
+
+def _from_one(t: Tape, weight: Param) -> Tensor:
+    """``1.0 + weight.float()``."""
+    numel, itemsize = weight.numel, weight.itemsize
+    wide = t.new(numel, FP32_BYTES) if itemsize != FP32_BYTES else None
+    out = t.new(numel, FP32_BYTES)
+    del wide
+
+    def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
+        return (grad if itemsize == FP32_BYTES else t.new(numel, itemsize, "gradients"),)
+
+    return t.record(out, (weight if weight.trainable else None,), backward)
 
 
 def _rsqrt(t: Tape, x: Tensor) -> Tensor:

@@ -6,11 +6,9 @@ have the same; T5 adds a position bias). Shapes are those of `Heads`.
 
 from __future__ import annotations
 
-from vram_plan.estimator.ops.attention import Heads, batched_product, softmax
-from vram_plan.estimator.ops.elementwise import FP32_BYTES, add, cast, copy, dropout, relayout, scale
+from vram_plan.estimator.ops.attention import Heads, batched_product, low, merged, softmax
+from vram_plan.estimator.ops.elementwise import FP32_BYTES, add, dropout, scale
 from vram_plan.estimator.tape import Tape, Tensor
-
-LOW_BYTES = 2
 
 
 def plain(
@@ -19,40 +17,21 @@ def plain(
     s: Heads,
     *,
     bias: Tensor | None = None,
-    autocast: bool = False,
-) -> Tensor:
+    mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     """Scores of q and k, scaled, biased and masked; softmax; dropout; product with v.
 
-    Under autocast the softmax and what follows it are fp32 until the next matrix product.
+    Returns the output and the attention weights, which the callers' variables hold until their
+    block ends. Under autocast the softmax is fp32, and so are the weights.
     """
     q, k, v = parts
-    weights = scale(t, batched_product(t, factor(t, q, s), factor(t, k, s), s.scores))
-    if bias is not None:
-        weights = add(t, weights, bias)
-    if s.masked:
-        weights = add(t, weights, Tensor(0, q.itemsize, None))
-    width = FP32_BYTES if autocast else weights.itemsize
+    weights = scale(t, batched_product(t, low(t, q, s), low(t, k, s), s.scores))
+    for term in (bias, mask):
+        if term is not None:
+            weights = add(t, weights, term)
+    width = FP32_BYTES if s.autocast else weights.itemsize
     weights = softmax(t, weights, width, half_to_float=s.half)
     weights = dropout(t, weights, s.dropout)
-    low = cast(t, weights, LOW_BYTES) if autocast else weights
-    return merged(t, batched_product(t, low, factor(t, v, s), s.batch * s.heads * s.seq * s.value_dim), s)
-
-
-def factor(t: Tape, x: Tensor, s: Heads) -> Tensor:
-    """[batch, heads, length, dim], a transposed view, as one batch of matrices.
-
-    ``matmul`` reshapes to three dimensions (``aten/src/ATen/native/LinearAlgebra.cpp``, torch
-    2.13.0), which copies unless batch and heads can be one dimension; the gradient is copied back
-    into the order of the projection.
-    """
-    if s.heads == 1:
-        return x
-    x = relayout(t, x)
-    return copy(t, x) if s.batch > 1 else x
-
-
-def merged(t: Tape, x: Tensor, s: Heads) -> Tensor:
-    """``transpose(1, 2).contiguous()``: a copy; undoing ``matmul``'s reshape copies its gradient."""
-    if s.heads == 1:
-        return x
-    return copy(t, relayout(t, x) if s.batch > 1 else x)
+    size = s.batch * s.heads * s.seq * s.value_dim
+    out = batched_product(t, low(t, weights, s, flat=True), low(t, v, s), size)
+    return merged(t, out, s), weights

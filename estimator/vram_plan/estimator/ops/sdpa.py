@@ -117,7 +117,7 @@ def math(t: Tape, parts: tuple[Tensor, Tensor, Tensor], s: Heads, mask: Tensor |
     keys, values = repeat_heads(t, k, s), repeat_heads(t, v, s)
     weights = batched_product(t, low(t, q, s), low(t, _scaled(t, keys), s), s.scores)
     weights = add(t, weights, Tensor(0, weights.itemsize, mask.storage))
-    weights = _safe_softmax(t, weights, s)
+    weights = safe_softmax(t, weights, s)
     weights = dropout(t, weights, s.dropout)
     numel = s.batch * s.heads * s.seq * s.value_dim
     out = cast(t, batched_product(t, weights, low(t, values, s), numel), origin)
@@ -131,7 +131,7 @@ def _scaled(t: Tape, x: Tensor) -> Tensor:
     return out
 
 
-def _safe_softmax(t: Tape, weights: Tensor, s: Heads) -> Tensor:
+def safe_softmax(t: Tape, weights: Tensor, s: Heads) -> Tensor:
     """Softmax that gives zeros for rows which are masked whole; keeps its output."""
     plain = t.new(weights.numel, weights.itemsize)
     masked, rows = t.new(weights.numel, 1), t.new(weights.numel // s.kv_seq, 1)

@@ -20,10 +20,15 @@ PASS_INSTANTS = frozenset(PASSES)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rank:
-    """One rank of a run: its configuration, and its passes before states are sharded."""
+    """One rank of a run: its configuration, and its passes before states are sharded.
+
+    Attributes:
+        waiting: what a pipeline stage keeps of other micro-batches.
+    """
 
     config: TrainConfig
     passes: Passes
+    waiting: tuple[Entry, ...] = ()
 
     @property
     def trainable(self) -> int:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 
 from vram_plan.estimator.chain import Link
+from vram_plan.estimator.choices import BYTES
 from vram_plan.estimator.config import TrainConfig
-from vram_plan.estimator.sharding.base import Rank
+from vram_plan.estimator.inventory import Weight
 from vram_plan.estimator.tape import ROUNDING_BYTES, Param
 
 
@@ -58,10 +59,8 @@ def root_unit(links: tuple[Link, ...]) -> Unit:
     return Unit(name="root", params=tuple(found.values()))
 
 
-def held_bytes(config: TrainConfig, param: Param) -> int:
+def held_bytes(config: TrainConfig, param: Param | Weight) -> int:
     """Bytes per element of a weight as its shard is held, before any cast for compute."""
-    from vram_plan.estimator.choices import BYTES
-
     if param.added:
         return BYTES[config.adapter_dtype]
     return config.weights_bytes
@@ -76,3 +75,27 @@ def padded(param: Param, ranks: int) -> int:
 def rounded(nbytes: float) -> int:
     """Rounded up to the allocator's blocks."""
     return int(-(-nbytes // ROUNDING_BYTES) * ROUNDING_BYTES)
+
+
+def shard(weight: Weight, config: TrainConfig, ranks: int) -> Weight:
+    """One rank's rows of a weight, padding included, in the dtype shards are held in."""
+    rows = weight.shape[0] if weight.shape else weight.numel
+    held = -(-rows // ranks)
+    return replace(
+        weight,
+        numel=weight.numel // max(rows, 1) * held,
+        itemsize=held_bytes(config, weight),
+        shape=(held, *weight.shape[1:]),
+    )
+
+
+def states_bytes(weights: Iterable[Weight], scale: float, *, itemsize: int = 0) -> int:
+    """Bytes of a tensor for each weight: rounded as the allocator does, scaled for size classes."""
+    total = 0.0
+    for weight in weights:
+        each = weight.numel * (itemsize or weight.itemsize)
+        if scale != 1.0 and not weight.added:
+            total += each * weight.count * scale
+        else:
+            total += rounded(each) * weight.count
+    return round(total)

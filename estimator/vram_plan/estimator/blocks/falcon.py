@@ -1,0 +1,156 @@
+"""Falcon: 7B with one key and value head, 40B and 180B with groups, RW with distances as a bias."""
+
+from __future__ import annotations
+
+from vram_plan.estimator.blocks.falcon_heads import kv_heads, split_heads
+from vram_plan.estimator.blocks.gpt_parts import (
+    INDEX_BYTES,
+    Inputs,
+    Shareds,
+    embed_tokens,
+    heads_of,
+    model,
+    position_ids,
+)
+from vram_plan.estimator.blocks.heads import causal_lm_loss
+from vram_plan.estimator.blocks.llama import rotary_tables
+from vram_plan.estimator.forward import Forward
+from vram_plan.estimator.ops.attention import Heads, batched_product, softmax
+from vram_plan.estimator.ops.broadcast import (
+    add_in_place,
+    factor,
+    math,
+    plain_scores,
+    plus_mask,
+    scale_in_place,
+)
+from vram_plan.estimator.ops.elementwise import FP32_BYTES, cast, copy
+from vram_plan.estimator.ops.rotary import rotate
+from vram_plan.estimator.ops.sdpa import kernel_for, sdpa
+from vram_plan.estimator.segment import Composition, Shared
+from vram_plan.estimator.tape import Tensor
+from vram_plan.profiles.model import ModelSpec
+
+
+def layer(f: Forward, x: Tensor, shared: Inputs) -> Tensor:
+    """``FalconDecoderLayer.forward``, transformers 5.23.0 ``models/falcon/modeling_falcon.py``."""
+    spec = f.spec
+    hidden, residual = spec.hidden_size, x
+    if spec.num_ln_in_parallel_attn == 2:
+        normed = f.layer_norm("ln_attn", x, hidden)
+        second = f.layer_norm("ln_mlp", x, hidden)
+    else:
+        normed = second = f.layer_norm("input_layernorm", x, hidden)
+    attended = attention(f, normed, shared)
+    if not spec.use_parallel_residual:
+        residual = f.add(residual, f.dropout(attended, spec.attention_dropout))
+        second = f.layer_norm("post_attention_layernorm", residual, hidden)
+    forwarded = mlp(f, second)
+    if spec.use_parallel_residual:
+        forwarded = add_in_place(f.t, forwarded, attended)
+    return f.add(residual, f.dropout(forwarded, spec.hidden_dropout))
+
+
+def attention(f: Forward, x: Tensor, shared: Inputs) -> Tensor:
+    """``FalconAttention.forward``."""
+    spec, entered = f.spec, x
+    hidden, bias = spec.hidden_size, spec.attention_bias
+    outputs = spec.query_dim + 2 * spec.kv_dim
+    name = "self_attention.query_key_value"
+    fused = f.linear(name, x, (hidden, outputs), bias=bias, split="column")
+    q, k, v = split_heads(f, fused)
+    if spec.position_embedding_type == "rope":
+        cos, sin = shared["cos"], shared["sin"]
+        q, k = rotate(f.t, q, cos, sin), rotate(f.t, k, cos, sin)
+    k, v = f.how.method.keys_values(f, k, v)
+    out = kernel(f, (q, k, v), shared, x.itemsize)
+    out = f.linear("self_attention.dense", out, (hidden, hidden), bias=bias, split="row")
+    del fused
+    return f.sublayer("attention", out, entered)
+
+
+def kernel(
+    f: Forward, parts: tuple[Tensor, Tensor, Tensor], shared: Inputs, itemsize: int
+) -> Tensor:
+    """The kernel: ``sdpa`` always gets a mask, so it is never flash attention."""
+    alibi = f.spec.position_embedding_type == "alibi"
+    heads = heads_of(f, kv_heads=kv_heads(f), **({} if alibi else {"dropout": 0.0}))
+    if f.how.attention == "flash" and not alibi:
+        return f.attention(*parts, kv_heads=heads.kv_heads, dropout=0.0)
+    if f.how.attention == "eager":
+        return with_bias(f, parts, heads, itemsize) if alibi else eager(f, parts, heads, itemsize)
+    mask = shared["mask"] if alibi else Tensor(f.batch * f.seq * f.seq, 1, None)
+    if kernel_for(parts[0].itemsize, heads, masked=True) == "math":
+        return math(f.t, parts, heads, mask, autocast=f.how.autocast)
+    return sdpa(f.t, *parts, heads, mask=mask)
+
+
+def eager(
+    f: Forward, parts: tuple[Tensor, Tensor, Tensor], s: Heads, itemsize: int
+) -> Tensor:
+    """Scores divided in place, a softmax in the dtype of the hidden states, no dropout."""
+    t, (q, k, v), autocast = f.t, parts, f.how.autocast
+    scores = scale_in_place(t, plain_scores(t, q, k, s, autocast=autocast))
+    scores = softmax(t, plus_mask(t, scores, f.how.compute_bytes), itemsize, half_to_float=s.half)
+    return merged(f, scores, v, s)
+
+
+def with_bias(
+    f: Forward, parts: tuple[Tensor, Tensor, Tensor], s: Heads, itemsize: int
+) -> Tensor:
+    """The same with ALiBi: fp32 scores, and every step held by a local variable."""
+    t, (q, k, v), autocast = f.t, parts, f.how.autocast
+    product = plain_scores(t, q, k, s, autocast=autocast)
+    wide = cast(t, product, FP32_BYTES)
+    logits = scale_in_place(t, plus_mask(t, wide, f.how.compute_bytes))
+    masked = plus_mask(t, logits, f.how.compute_bytes).moved()
+    probabilities = softmax(t, masked, itemsize, half_to_float=False)
+    probabilities = f.dropout(probabilities, s.dropout)
+    out = merged(f, probabilities, v, s)
+    del product, wide, logits
+    return out
+
+
+def merged(f: Forward, weights: Tensor, v: Tensor, s: Heads) -> Tensor:
+    """The product with the values, laid out by tokens."""
+    t, autocast = f.t, f.how.autocast
+    low = cast(t, weights, 2) if autocast else weights
+    values = factor(t, v, s, s.kv_heads, autocast=autocast)
+    return copy(t, batched_product(t, low, values, s.batch * s.heads * s.seq * s.value_dim))
+
+
+def mlp(f: Forward, x: Tensor) -> Tensor:
+    """``FalconMLP.forward``."""
+    spec, entered = f.spec, x
+    shape, bias = (spec.hidden_size, spec.intermediate_size), spec.mlp_bias
+    x = f.act(f.linear("mlp.dense_h_to_4h", x, shape, bias=bias, split="column"))
+    x = f.linear("mlp.dense_4h_to_h", x, shape[::-1], bias=bias, split="row")
+    return f.sublayer("mlp", x, entered)
+
+
+def head(f: Forward, x: Tensor, shared: Inputs) -> Tensor:
+    """The last norm, the projection to the vocabulary and the loss."""
+    x = f.layer_norm("ln_f", x.moved(), f.spec.hidden_size)
+    return causal_lm_loss(f, x)
+
+
+def shared_tensors(f: Forward) -> Shareds:
+    """cos and sin (computed in any case), position ids, the mask, the bias."""
+    spec, kept = f.spec, {**rotary_tables(f), **position_ids(f)}
+    tokens, itemsize, pairs = f.tokens, f.how.compute_bytes, f.seq * f.seq
+    if spec.position_embedding_type == "alibi":
+        heads = spec.num_attention_heads
+        kept["ones"] = Shared(numel=tokens, itemsize=INDEX_BYTES, saved=False)
+        kept["alibi"] = Shared(numel=tokens * heads, itemsize=itemsize, saved=False)
+        kept["mask"] = Shared(numel=f.batch * heads * pairs, itemsize=itemsize)
+    elif f.how.attention == "eager":
+        kept["mask"] = Shared(numel=f.batch * pairs, itemsize=itemsize, saved=False)
+    elif f.how.attention == "sdpa":
+        kept["mask"] = Shared(numel=pairs, itemsize=1, saved=False)
+    return kept
+
+
+def compose(spec: ModelSpec) -> Composition:
+    """``FalconForCausalLM``."""
+    names = ("transformer.word_embeddings", "transformer.h")
+    return model(spec, names, (embed_tokens, layer, head), shared_tensors)
