@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 from vram_plan.estimator.config import TrainConfig
@@ -41,24 +42,30 @@ class Fit:
 
 def fits(config: TrainConfig, memory: Memory) -> tuple[Fit, ...]:
     """The verdict for the GPU asked about, or for every one in the catalogue, smallest first."""
+    needed, required = memory.needed_bytes, memory.required_bytes
     if config.gpu is not None:
-        return (_judge(config.gpu, config.node, memory),)
-    gpus = sorted(load_gpus().values(), key=lambda gpu: (gpu.usable_bytes, gpu.name))
-    needs_host = memory.host_bytes or memory.nvme_bytes
-    return tuple(
-        _judge(gpu, default_node(gpu, config.gpus_per_node) if needs_host else None, memory)
-        for gpu in gpus
-        if config.precision != "bf16" or gpu.supports_bf16
-    )
+        limit = _host_limit(config.node, memory)
+        return (_judge(config.gpu, limit, needed, required),)
+    elsewhere = memory.host_bytes or memory.nvme_bytes
+    found = []
+    for gpu in _by_capacity():
+        if config.precision == "bf16" and not gpu.supports_bf16:
+            continue
+        node = default_node(gpu, config.gpus_per_node) if elsewhere else None
+        found.append(_judge(gpu, _host_limit(node, memory), needed, required))
+    return tuple(found)
 
 
-def _judge(gpu: GpuSpec, node: NodeSpec | None, memory: Memory) -> Fit:
-    headroom = gpu.usable_bytes - memory.required_bytes
+@cache
+def _by_capacity() -> tuple[GpuSpec, ...]:
+    return tuple(sorted(load_gpus().values(), key=lambda gpu: (gpu.usable_bytes, gpu.name)))
+
+
+def _judge(gpu: GpuSpec, limit: str, needed: int, required: int) -> Fit:
+    headroom = gpu.usable_bytes - required
     verdict: Verdict = "fits"
-    limit = _host_limit(node, memory)
-    if limit or memory.needed_bytes > gpu.usable_bytes:
-        verdict = "does not fit"
-        limit = limit or "gpu"
+    if limit or needed > gpu.usable_bytes:
+        verdict, limit = "does not fit", limit or "gpu"
     elif headroom < 0:
         verdict, limit = "uncertain", "gpu"
     return Fit(

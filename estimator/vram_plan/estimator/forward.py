@@ -9,7 +9,7 @@ from math import prod
 from vram_plan.estimator.methods.base import Method
 from vram_plan.estimator.ops import attention, elementwise, sdpa
 from vram_plan.estimator.ops.embedding import embedding
-from vram_plan.estimator.ops.linear import cached_cast, linear
+from vram_plan.estimator.ops.linear import AutocastWeight, cached_cast, linear
 from vram_plan.estimator.ops.quantized import dequantized_linear, int8_linear
 from vram_plan.estimator.ops.norm import layer_norm, rms_norm, rms_norm_wide
 from vram_plan.estimator.tape import Param, Tape, Tensor
@@ -76,6 +76,7 @@ class Forward:
         "params",
         "prefix",
         "produced",
+        "repeats",
         "seq",
         "source_seq",
         "spec",
@@ -90,6 +91,7 @@ class Forward:
         self.batch = batch
         self.seq = seq
         self.source_seq = 0
+        self.repeats = False
         self.layer = layer
         self.prefix = ""
         self.t = Tape(training=how.training)
@@ -201,9 +203,11 @@ class Forward:
         return self.product(x, weight, offset, outputs)
 
     def low(self, weight: Param) -> Param:
-        """The weight in the compute precision of autocast."""
+        """The weight in the compute precision of autocast; a repeated one was cast before."""
         if weight.itemsize == LOW_BYTES:
             return weight
+        if self.repeats:
+            return AutocastWeight(weight, Tensor(weight.numel, LOW_BYTES, None), self.t)
         return cached_cast(self.t, weight, LOW_BYTES, self.cache)
 
     def rms_norm(self, name: str, x: Tensor, width: int) -> Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -35,7 +36,7 @@ One may have ``links(rank)`` too: the chain with what the engine holds beside ea
 """
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """A configuration with its predictions.
 
@@ -44,19 +45,22 @@ class Plan:
         memory: bytes on the fullest rank.
         parameters: parameters of the base model.
         trainable_parameters: parameters that learn, adapters included.
-        fits: the verdict for the GPU asked about, or for every GPU of the catalogue.
     """
 
     config: TrainConfig
     memory: Memory
     parameters: int
     trainable_parameters: int
-    fits: tuple[Fit, ...]
 
     @property
     def model(self) -> ModelSpec:
         """The architecture."""
         return self.config.model
+
+    @cached_property
+    def fits(self) -> tuple[Fit, ...]:
+        """The verdict for the GPU asked about, or for every GPU of the catalogue."""
+        return fits(self.config, self.memory)
 
 
 def plan(model: str | ModelSpec, **options: Any) -> Plan:
@@ -93,7 +97,6 @@ def plan_config(config: TrainConfig) -> Plan:
         memory=memory,
         parameters=parameters,
         trainable_parameters=trainable,
-        fits=fits(config, memory),
     )
 
 
@@ -104,13 +107,21 @@ def train_ledger(config: TrainConfig) -> tuple[Ledger, int, int]:
     ranks = stages(config, passes) if config.pp > 1 else (Rank(config=config, passes=passes),)
     ledgers = [_ledger(engine, rank) for rank in ranks]
     fullest = max(ledgers, key=lambda ledger: max(ledger.totals().values()))
-    inventory = passes.inventory
-    return fullest, inventory.numel(added=False), inventory.numel(trainable=True)
+    return fullest, *count_parameters(config)
+
+
+def count_parameters(config: TrainConfig) -> tuple[int, int]:
+    """Parameters of the whole base model, and those that learn (adapters included)."""
+    whole = replace(config, gpus=1, gpus_per_node=1, tp=1, pp=1, cp=1, ep=1)
+    config = whole if config.tp * config.ep > 1 else config
+    inventory = run_passes(config, keeps_gradients=config.grad_accum == 1).inventory
+    return inventory.numel(added=False), inventory.numel(trainable=True)
 
 
 def _ledger(engine: ModuleType, rank: Rank) -> Ledger:
     """One rank's ledger: what the engine holds, the inputs, and what the passes make."""
     rearrange = getattr(engine, "links", None)
     links = rearrange(rank) if rearrange else rank.passes.links
-    entries: list[Entry] = [*engine.entries(rank), *input_entries(rank), *pass_entries(links)]
+    passes = rank.passes.entries if links is rank.passes.links else pass_entries(links)
+    entries: list[Entry] = [*engine.entries(rank), *input_entries(rank), *passes]
     return Ledger(TRAINING, [*entries, *rank.waiting])

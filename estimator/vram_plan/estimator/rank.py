@@ -11,8 +11,9 @@ from vram_plan.estimator.choices import BYTES
 from vram_plan.estimator.config import TrainConfig
 from vram_plan.estimator.forward import Forward, Treatment
 from vram_plan.estimator.inventory import Inventory, take_inventory
+from vram_plan.estimator.ledger import Entry
 from vram_plan.estimator.methods.registry import make_method
-from vram_plan.estimator.step import Moment, gradient_bytes, moments
+from vram_plan.estimator.step import gradient_bytes, pass_entries
 from vram_plan.estimator.tape import ROUNDING_BYTES
 from vram_plan.profiles.model import ModelSpec
 
@@ -24,7 +25,7 @@ class Passes:
     Attributes:
         links: the segments with their costs.
         inventory: the weights.
-        moments: the fullest moment of every instant.
+        entries: ledger entries of the passes.
         gradients: weight gradients the backward pass leaves.
         shared: bytes of tensors that every layer reads (cos, sin, masks).
         inputs: bytes of token ids and labels.
@@ -33,7 +34,7 @@ class Passes:
 
     links: tuple[Link, ...]
     inventory: Inventory
-    moments: dict[str, Moment]
+    entries: tuple[Entry, ...]
     gradients: int
     shared: int
     inputs: int
@@ -93,7 +94,7 @@ def _run_passes(model: ModelSpec, how: Treatment, shape: Shape) -> Passes:
     return Passes(
         links=links,
         inventory=take_inventory(links, model.nominal_parameters),
-        moments=moments(links),
+        entries=tuple(pass_entries(links)),
         gradients=gradient_bytes(links),
         shared=sum(_rounded(s.numel * s.itemsize) for s in shared),
         inputs=_rounded(8 * shape.batch * (shape.seq + shape.source_seq)),

@@ -97,6 +97,7 @@ def _count(match: re.Match[str]) -> int:
     return int(Decimal(match[1]) * _UNITS[match[2].lower()])
 
 
+@lru_cache(maxsize=256)
 def size_class(text: str) -> ModelSpec | None:
     """The model that a size stands for, or None when the text is no size.
 

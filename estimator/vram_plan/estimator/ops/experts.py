@@ -138,16 +138,16 @@ def pick(t: Tape, x: Tensor, index: Tensor) -> Tensor:
     return gather_rows(t, x, index, index.numel)
 
 
-def sort_by_expert(t: Tape, pairs: int, experts: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``sort``, ``histc`` and ``cumsum``: expert numbers, order, where groups end, and the rest.
+def sort_by_expert(
+    t: Tape, pairs: int, experts: int
+) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...]]:
+    """``sort``, ``histc`` and ``cumsum``: expert numbers, their order, and where groups end.
 
-    The last tensor stands for the local variables that live as long as the function
-    (the histogram's int32 input; the histogram itself is one small block).
+    The last is what else lives as long as the calling function: the histogram and its input.
     """
     ids, order = t.new(pairs, INDEX_BYTES), t.new(pairs, INDEX_BYTES)
-    counted = t.new(pairs, FP32_BYTES)
-    offsets = t.new(experts, FP32_BYTES)
-    return ids, order, offsets, counted
+    counted, histogram = t.new(pairs, FP32_BYTES), t.new(experts, FP32_BYTES)
+    return ids, order, t.new(experts, FP32_BYTES), (counted, histogram)
 
 
 def clamp(t: Tape, x: Tensor, *, sides: int = 2) -> Tensor:

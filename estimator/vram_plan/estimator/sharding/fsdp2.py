@@ -1,46 +1,32 @@
 """FSDP2 (``fully_shard``): every weight split by rows, gathered block by block.
 
-torch 2.13.0 ``torch/distributed/fsdp/_fully_shard``: ``_fsdp_param.py`` (shards),
-``_fsdp_collectives.py`` (buffers), ``_fsdp_param_group.py`` (when they live).
+The plain wrapping: ``fully_shard`` on each block, then on the model, so embeddings, last norm and
+head form the root unit, which stays gathered from the forward pass on. torch 2.13.0
+``torch/distributed/fsdp/_fully_shard``: ``_fsdp_param.py`` (shards), ``_fsdp_collectives.py``
+(buffers), ``_fsdp_param_group.py`` (when they live). Gradients are reduced after every micro-batch.
 """
 
 from __future__ import annotations
 
+from vram_plan.estimator.chain import Link
 from vram_plan.estimator.config import TrainConfig
 from vram_plan.estimator.ledger import Entry
-from vram_plan.estimator.optimizers import optimizer_states
-from vram_plan.estimator.sharding.base import (
-    Rank,
-    clipping_entry,
-    optimizer_entries,
-    packed_entries,
-)
+from vram_plan.estimator.sharding.base import Rank
+from vram_plan.estimator.sharding.fsdp_states import shard_ranks, sharded_states
+from vram_plan.estimator.sharding.gathering import Beside, dress, pause
 from vram_plan.estimator.sharding.units import (
     Unit,
     held_bytes,
-    layer_units,
     padded,
     root_unit,
     rounded,
-    shard,
-    states_bytes,
+    single_ends,
+    unit_of,
 )
-from vram_plan.estimator.step import (
-    BACKWARD_FIRST,
-    BACKWARD_LAST,
-    CLIPPING,
-    EMBEDDING_BACKWARD,
-    FORWARD,
-    LOSS,
-    LOSS_BACKWARD,
-    OPTIMIZER_STEP,
-    PASSES,
-)
+from vram_plan.estimator.tape import Param
 
 COLLECTIVES = "torch 2.13.0 torch/distributed/fsdp/_fully_shard/_fsdp_collectives.py"
-PARAM = "torch 2.13.0 torch/distributed/fsdp/_fully_shard/_fsdp_param.py"
 GROUP = "torch 2.13.0 torch/distributed/fsdp/_fully_shard/_fsdp_param_group.py"
-_BACKWARD = frozenset({BACKWARD_LAST, BACKWARD_FIRST})
 
 
 def keeps_gradients(config: TrainConfig) -> bool:
@@ -48,123 +34,172 @@ def keeps_gradients(config: TrainConfig) -> bool:
     return True
 
 
-def shard_ranks(config: TrainConfig) -> int:
-    """Ranks that divide a weight: all, or those of one node with hybrid sharding."""
-    if config.fsdp == "hybrid-shard":
-        inside = config.gpus_per_node // (config.tp * config.pp)
-        return max(1, min(config.shard_ranks, inside))
-    return config.shard_ranks
-
-
 def entries(rank: Rank) -> list[Entry]:
-    """Shards, gathered units, gradients and the buffers of the collectives."""
-    return [*_states(rank), *packed_entries(rank), *_gathered(rank), *_reduced(rank)]
+    """Shards of weights, gradients and optimizer states."""
+    return sharded_states(rank)
 
 
-def _states(rank: Rank) -> list[Entry]:
-    config, inventory = rank.config, rank.passes.inventory
-    ranks, scale = shard_ranks(config), inventory.scale
-    shards = [shard(w, config, ranks) for w in inventory.weights if not w.packed]
-    learning = [w for w in shards if w.trainable]
-    gradients = states_bytes(learning, scale)
-    states = optimizer_states(config.optimizer, learning, scale=scale)
-    found = [
-        Entry(
-            component="weights",
-            name="shards of the weights",
-            bytes=states_bytes(shards, scale),
-            formula=f"Σ ceil(rows / {ranks}) · columns · bytes over {inventory.tensors():,} tensors",
-            source=PARAM,
-            state=True,
-        ),
-        Entry(
-            component="gradients",
-            name="shards of the gradients",
-            bytes=gradients,
-            formula=f"one for every trainable shard, {rank.trainable:,} parameters / {ranks}",
-            source=COLLECTIVES,
-            alive=frozenset() if config.grad_accum > 1 else frozenset({CLIPPING, OPTIMIZER_STEP}),
-            state=True,
-        ),
-        *optimizer_entries(states),
-        clipping_entry(rank),
-    ]
-    return found
+def links(rank: Rank) -> tuple[Link, ...]:
+    """The chain with what is gathered and reduced beside every segment."""
+    return Timeline(rank).links()
 
 
-def _unit_bytes(rank: Rank, unit: Unit) -> int:
-    """A unit's weights, gathered and padded, in the compute dtype."""
-    ranks, scale = shard_ranks(rank.config), rank.passes.inventory.scale
-    return round(unit.total(lambda p: rounded(padded(p, ranks) * p.itemsize)) * scale)
+class Timeline:
+    """Which gathered weights and buffers live beside each segment."""
 
+    def __init__(self, rank: Rank) -> None:
+        config = rank.config
+        self.config = config
+        self.ranks = shard_ranks(config)
+        self.scale = rank.passes.inventory.scale
+        self.chain = single_ends(rank.passes.links)
+        self.root = root_unit(self.chain, self.scale)
+        self.stays = config.fsdp == "grad-op"
+        self.accumulates = config.grad_accum > 1
 
-def _gathered(rank: Rank) -> list[Entry]:
-    links, config = rank.passes.links, rank.config
-    layers, root = layer_units(links), root_unit(links)
-    sizes = [_unit_bytes(rank, unit) for unit in layers]
-    largest, every = max(sizes), sum(u.count * s for u, s in zip(layers, sizes, strict=True))
-    keeps = config.fsdp == "grad-op"
-    found = [
-        Entry(
-            component="temporaries",
-            name="gathered weights outside the blocks",
-            bytes=_unit_bytes(rank, root),
-            formula="embeddings, last norm and head, in the compute dtype",
-            source=GROUP,
-            alive=frozenset(PASSES),
-        ),
-        Entry(
-            component="temporaries",
-            name="gathered weights of the blocks" if keeps else "gathered weights of a block",
-            bytes=every if keeps else largest,
-            formula="all blocks" if keeps else "the largest block",
-            source=GROUP,
-            alive=frozenset(PASSES) if keeps else frozenset({FORWARD, *_BACKWARD}),
-        ),
-        Entry(
-            component="buffers",
-            name="all-gather output",
-            bytes=largest,
-            formula="the current block's in the forward pass, the next one's in the backward pass",
-            source=COLLECTIVES,
-            alive=frozenset({FORWARD, LOSS} if keeps else {FORWARD, LOSS, LOSS_BACKWARD, *_BACKWARD}),
-        ),
-    ]
-    return found
+    def links(self) -> tuple[Link, ...]:
+        """The dressed chain; between segments, the moments that gather and reduce."""
+        result: list[Link] = []
+        previous = None
+        following = self._following()
+        for i, link in enumerate(self.chain):
+            if link.segment.kind == "layer":
+                last = following[i] is None
+                if last:
+                    result.append(self._gathering(link, previous))
+                result.append(dress(link, self._block(link, previous, following[i])))
+                previous = link
+            elif link.segment.kind == "head":
+                result.append(dress(link, self._head(previous)))
+            else:
+                result.append(dress(link, self._embedding(following[i])))
+        return (self._root_reduction(), *result)
 
+    def _following(self) -> list[Link | None]:
+        """For every link the block that comes next."""
+        result: list[Link | None] = []
+        following: Link | None = None
+        for link in reversed(self.chain):
+            result.append(following)
+            if link.segment.kind == "layer":
+                following = link
+        return result[::-1]
 
-def _reduced(rank: Rank) -> list[Entry]:
-    layers, config = layer_units(rank.passes.links), rank.config
-    ranks, scale = shard_ranks(config), rank.passes.inventory.scale
-
-    def whole(unit: Unit) -> int:
-        return round(
-            unit.total(lambda p: padded(p, ranks) * p.itemsize, trainable=True) * scale
+    def _block(self, link: Link, previous: Link | None, following: Link | None) -> Beside:
+        unit = self._unit(link)
+        before = link if link.count > 1 else previous
+        after = link if link.count > 1 else following
+        own = () if self.stays else (self._whole(unit, "this block's weights"),)
+        backward = [self._root(), *own]
+        if before is not None and not self.stays:
+            backward.append(self._all_gather(self._unit(before), "of the block before"))
+        if after is not None:
+            backward += self._reduce_input(self._unit(after), "of the block after")
+        if self.stays:
+            backward.append(self._whole(unit, "this block's weights"))
+        return Beside(
+            forward=(
+                self._root(),
+                self._whole(unit, "this block's weights"),
+                self._all_gather(unit, "of this block"),
+            ),
+            backward=tuple(backward),
+            kept=self._gathered_bytes(unit) if self.stays else 0,
+            gradients=0 if self.accumulates else self._shards_bytes(unit),
         )
 
-    def sharded(unit: Unit) -> int:
-        return round(
-            unit.total(lambda p: padded(p, ranks) // ranks * held_bytes(config, p), trainable=True)
-            * scale
+    def _head(self, previous: Link | None) -> Beside:
+        if previous is None:
+            return Beside(forward=(self._root(),), backward=(self._root(),))
+        buffer = self._all_gather(self._unit(previous), "of the last block")
+        backward = (self._root(),) if self.stays else (self._root(), buffer)
+        return Beside(forward=(self._root(), buffer), backward=backward)
+
+    def _embedding(self, following: Link | None) -> Beside:
+        forward = (self._root(), self._all_gather(self.root, "of what is outside the blocks"))
+        backward = [self._root()]
+        if following is not None:
+            backward += self._reduce_input(self._unit(following), "of the first block")
+        return Beside(forward=forward, backward=tuple(backward))
+
+    def _gathering(self, link: Link, previous: Link | None) -> Link:
+        """Before a block's forward pass: its all-gather beside the last one's output."""
+        unit = self._unit(link)
+        held = [self._root(), self._all_gather(unit, "of this block"), *self._cast(unit)]
+        before = self.root if previous is None else self._unit(previous)
+        held.append(self._all_gather(before, "of the block before"))
+        entered = link.cost.left
+        return pause(f"gathering {link.segment.name}", "layer", entered, forward=held)
+
+    def _root_reduction(self) -> Link:
+        """After the backward pass: what is outside the blocks is reduced."""
+        left = self.chain[0].cost.left
+        held = self._reduce_input(self.root, "of what is outside the blocks")
+        return pause("reducing what is outside the blocks", "embedding", left, backward=held)
+
+    def _unit(self, link: Link) -> Unit:
+        return unit_of(link, self.scale)
+
+    def _gathered_bytes(self, unit: Unit) -> int:
+        def size(p: Param) -> float:
+            return rounded(padded(p, self.ranks) * p.itemsize)
+
+        return unit.total(size)
+
+    def _shards_bytes(self, unit: Unit) -> int:
+        def size(p: Param) -> float:
+            return padded(p, self.ranks) // self.ranks * held_bytes(self.config, p)
+
+        return 0 if self.config.offload == "optimizer+params" else unit.total(size, trainable=True)
+
+    def _root(self) -> Entry:
+        return self._whole(self.root, "weights outside the blocks")
+
+    def _whole(self, unit: Unit, what: str) -> Entry:
+        return Entry(
+            component="temporaries",
+            name=f"gathered: {what}",
+            bytes=self._gathered_bytes(unit),
+            formula=f"{len(unit.params)} weights of {unit.name}, rows padded to a multiple of "
+            f"{self.ranks}, in the compute dtype",
+            source=GROUP,
         )
 
-    every = sum(unit.count * sharded(unit) for unit in layers)
-    last = sharded(layers[-1])
-    return [
-        Entry(
+    def _all_gather(self, unit: Unit, whose: str) -> Entry:
+        nbytes = unit.total(lambda p: padded(p, self.ranks) * p.itemsize)
+        return Entry(
             component="buffers",
-            name="reduce-scatter input of the last reduced block",
-            bytes=max(whole(unit) for unit in layers),
-            formula="its gradients, padded",
+            name=f"all-gather output {whose}",
+            bytes=rounded(nbytes),
+            formula=f"one buffer of {nbytes:,} bytes for {unit.name}",
             source=COLLECTIVES,
-            alive=frozenset({BACKWARD_FIRST, EMBEDDING_BACKWARD}),
-        ),
-        Entry(
-            component="gradients",
-            name="shards of the gradients of finished blocks",
-            bytes=every - last,
-            formula="all blocks but one",
-            source=COLLECTIVES,
-            alive=frozenset({BACKWARD_FIRST, EMBEDDING_BACKWARD} if config.grad_accum == 1 else {"-"}),
-        ),
-    ]
+        )
+
+    def _cast(self, unit: Unit) -> list[Entry]:
+        """Shards in the compute dtype, before they are copied into the all-gather's buffer."""
+
+        def size(p: Param) -> float:
+            differs = held_bytes(self.config, p) != p.itemsize
+            return padded(p, self.ranks) // self.ranks * p.itemsize if differs else 0.0
+
+        return [
+            Entry(
+                component="buffers",
+                name="shards cast for the all-gather",
+                bytes=rounded(unit.total(size)),
+                formula=f"{unit.name} / {self.ranks}, in the compute dtype",
+                source=COLLECTIVES,
+            )
+        ]
+
+    def _reduce_input(self, unit: Unit, whose: str) -> list[Entry]:
+        nbytes = unit.total(lambda p: padded(p, self.ranks) * p.itemsize, trainable=True)
+        return [
+            Entry(
+                component="buffers",
+                name=f"reduce-scatter input {whose}",
+                bytes=rounded(nbytes),
+                formula=f"its gradients, padded: {nbytes:,} bytes",
+                source=COLLECTIVES,
+            )
+        ]

@@ -16,7 +16,7 @@ from vram_plan.estimator.inventory import take_inventory
 from vram_plan.estimator.ledger import Entry
 from vram_plan.estimator.rank import Passes
 from vram_plan.estimator.sharding.base import PASS_INSTANTS, Rank
-from vram_plan.estimator.step import gradient_bytes, moments
+from vram_plan.estimator.step import gradient_bytes, pass_entries
 
 SOURCE = "arXiv:2104.04473 section 2.2; Megatron-LM megatron/core/pipeline_parallel/schedules.py"
 
@@ -34,7 +34,7 @@ def stages(config: TrainConfig, passes: Passes) -> tuple[Rank, ...]:
             passes,
             links=links,
             inventory=inventory,
-            moments=moments(links),
+            entries=tuple(pass_entries(links)),
             gradients=gradient_bytes(links),
         )
         found.append(

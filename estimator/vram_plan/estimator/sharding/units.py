@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from vram_plan.estimator.chain import Link
@@ -10,6 +10,8 @@ from vram_plan.estimator.choices import BYTES
 from vram_plan.estimator.config import TrainConfig
 from vram_plan.estimator.inventory import Weight
 from vram_plan.estimator.tape import ROUNDING_BYTES, Param
+
+Size = Callable[[Param], float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,83 +21,101 @@ class Unit:
     Attributes:
         name: module path.
         params: its weights on this rank before sharding.
-        count: how many units are like it.
+        scale: what one of its base weights counts for (size classes).
     """
 
     name: str
     params: tuple[Param, ...]
-    count: int = 1
+    scale: float = 1.0
+
+    def total(self, size: Size, *, trainable: bool = False) -> int:
+        """Σ ``size`` over its weights, or over those that learn."""
+        total = 0.0
+        for param in self.params:
+            if param.trainable or not trainable:
+                total += size(param) * (1.0 if param.added else self.scale)
+        return round(total)
 
     @property
-    def trainable(self) -> tuple[Param, ...]:
-        """Those with a gradient."""
-        return tuple(p for p in self.params if p.trainable)
-
-    def total(self, size: Callable[[Param], int], *, trainable: bool | None = None) -> int:
-        """Σ ``size`` over one unit's unquantized weights."""
-        return sum(
-            size(p)
-            for p in self.params
-            if not p.packed and (trainable is None or p.trainable == trainable)
-        )
+    def learns(self) -> bool:
+        """Whether any of its weights has a gradient."""
+        return any(param.trainable for param in self.params)
 
 
-def layer_units(links: tuple[Link, ...]) -> list[Unit]:
-    """One unit for every block, equal ones counted."""
-    return [
-        Unit(name=link.segment.name, params=link.cost.params, count=link.count)
-        for link in links
-        if link.segment.kind == "layer" and not link.segment.repeats
-    ]
+def unit_of(link: Link, scale: float) -> Unit:
+    """The weights of one block."""
+    return Unit(name=link.segment.name, params=link.cost.params, scale=scale)
 
 
-def root_unit(links: tuple[Link, ...]) -> Unit:
+def root_unit(links: tuple[Link, ...], scale: float) -> Unit:
     """Everything outside the blocks, tied weights once."""
     found: dict[str, Param] = {}
     for link in links:
         if link.segment.kind != "layer" and not link.segment.repeats:
             for param in link.cost.params:
                 found.setdefault(param.name, param)
-    return Unit(name="root", params=tuple(found.values()))
+    return Unit(name="root", params=tuple(found.values()), scale=scale)
 
 
-def held_bytes(config: TrainConfig, param: Param | Weight) -> int:
+def single_ends(links: tuple[Link, ...]) -> tuple[Link, ...]:
+    """The chain with the first and the last block as links of their own."""
+    blocks = [i for i, link in enumerate(links) if link.segment.kind == "layer"]
+    result: list[Link] = []
+    for i, link in enumerate(links):
+        head = 1 if blocks and i == blocks[0] else 0
+        tail = 1 if blocks and i == blocks[-1] and link.count > head else 0
+        result += cut(link, (head, link.count - head - tail, tail))
+    return tuple(result)
+
+
+def cut(link: Link, counts: tuple[int, ...]) -> Iterator[Link]:
+    """A run of equal blocks in pieces of ``counts``, empty ones left out."""
+    first = link.first
+    for count in counts:
+        if count:
+            yield replace(link, count=count, first=first)
+        first += count if link.first >= 0 else 0
+
+
+def held_bytes(config: TrainConfig, weight: Param | Weight) -> int:
     """Bytes per element of a weight as its shard is held, before any cast for compute."""
-    if param.added:
-        return BYTES[config.adapter_dtype]
-    return config.weights_bytes
+    return BYTES[config.adapter_dtype] if weight.added else config.weights_bytes
 
 
-def padded(param: Param, ranks: int) -> int:
-    """Elements of a weight after padding its first dimension to a multiple of ``ranks``."""
-    rows = param.shape[0] if param.shape else param.numel
-    return param.numel // max(rows, 1) * (-(-rows // ranks) * ranks)
+def rows_of(weight: Param | Weight) -> int:
+    """The dimension that is divided."""
+    return max(1, weight.shape[0] if weight.shape else weight.numel)
 
 
-def rounded(nbytes: float) -> int:
-    """Rounded up to the allocator's blocks."""
-    return int(-(-nbytes // ROUNDING_BYTES) * ROUNDING_BYTES)
+def padded(weight: Param | Weight, ranks: int) -> int:
+    """Elements after padding the first dimension to a multiple of ``ranks``."""
+    rows = rows_of(weight)
+    return weight.numel // rows * -(-rows // ranks) * ranks
 
 
 def shard(weight: Weight, config: TrainConfig, ranks: int) -> Weight:
     """One rank's rows of a weight, padding included, in the dtype shards are held in."""
-    rows = weight.shape[0] if weight.shape else weight.numel
-    held = -(-rows // ranks)
+    held = -(-rows_of(weight) // ranks)
     return replace(
         weight,
-        numel=weight.numel // max(rows, 1) * held,
+        numel=padded(weight, ranks) // ranks,
         itemsize=held_bytes(config, weight),
         shape=(held, *weight.shape[1:]),
     )
 
 
-def states_bytes(weights: Iterable[Weight], scale: float, *, itemsize: int = 0) -> int:
+def tensors_bytes(weights: Iterable[Weight], scale: float) -> int:
     """Bytes of a tensor for each weight: rounded as the allocator does, scaled for size classes."""
     total = 0.0
     for weight in weights:
-        each = weight.numel * (itemsize or weight.itemsize)
+        each = weight.numel * weight.itemsize
         if scale != 1.0 and not weight.added:
             total += each * weight.count * scale
         else:
             total += rounded(each) * weight.count
     return round(total)
+
+
+def rounded(nbytes: float) -> int:
+    """Rounded up to the allocator's blocks."""
+    return int(-(-nbytes // ROUNDING_BYTES) * ROUNDING_BYTES)

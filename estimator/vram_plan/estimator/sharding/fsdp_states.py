@@ -1,0 +1,78 @@
+"""Shards of weights, gradients and optimizer states under FSDP2, on the device or on the host."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from vram_plan.estimator.config import TrainConfig
+from vram_plan.estimator.inventory import Weight
+from vram_plan.estimator.ledger import Entry
+from vram_plan.estimator.optimizers import optimizer_states
+from vram_plan.estimator.sharding.base import (
+    STEP_INSTANTS,
+    Rank,
+    clipping_entry,
+    optimizer_entries,
+    packed_entries,
+)
+from vram_plan.estimator.sharding.units import shard, tensors_bytes
+
+PARAM = "torch 2.13.0 torch/distributed/fsdp/_fully_shard/_fsdp_param.py _init_sharded_param"
+REDUCE = "torch 2.13.0 torch/distributed/fsdp/_fully_shard/_fsdp_collectives.py foreach_reduce"
+
+
+def shard_ranks(config: TrainConfig) -> int:
+    """Ranks that divide a weight: all, or those of one node with hybrid sharding."""
+    if config.fsdp == "hybrid-shard":
+        inside = config.gpus_per_node // (config.tp * config.pp)
+        return max(1, min(config.shard_ranks, inside))
+    return config.shard_ranks
+
+
+def sharded_states(rank: Rank) -> list[Entry]:
+    """One rank's rows of everything."""
+    config, inventory = rank.config, rank.passes.inventory
+    ranks, scale = shard_ranks(config), inventory.scale
+    shards = [shard(w, config, ranks) for w in inventory.weights if not w.packed]
+    learning = [w for w in shards if w.trainable]
+    found = [
+        Entry(
+            component="weights",
+            name="shards of the weights",
+            bytes=tensors_bytes(shards, scale),
+            formula=f"Σ ⌈rows / {ranks}⌉ · columns · bytes over {inventory.tensors():,} tensors "
+            f"({inventory.numel():,} parameters)",
+            source=PARAM,
+            state=True,
+        ),
+        _gradients(rank, learning, ranks),
+        *optimizer_entries(optimizer_states(config.optimizer, learning, scale=scale)),
+        clipping_entry(rank),
+    ]
+    if config.offload == "optimizer+params":
+        found = [_on_host(entry, config) for entry in found]
+    return [*found, *packed_entries(rank)]
+
+
+def _gradients(rank: Rank, learning: list[Weight], ranks: int) -> Entry:
+    return Entry(
+        component="gradients",
+        name="shards of the gradients",
+        bytes=tensors_bytes(learning, rank.passes.inventory.scale),
+        formula=f"one in the dtype of every trainable shard ({rank.trainable:,} parameters / {ranks})",
+        source=REDUCE,
+        alive=frozenset() if rank.config.grad_accum > 1 else STEP_INSTANTS,
+        state=True,
+    )
+
+
+def _on_host(entry: Entry, config: TrainConfig) -> Entry:
+    """The same in the memory of the node that the rank shares with its neighbours."""
+    neighbours = min(config.gpus_per_node, config.gpus)
+    return replace(
+        entry,
+        place="host",
+        bytes=entry.bytes * neighbours,
+        formula=f"{neighbours} ranks · ({entry.formula})",
+        source=f"{entry.source}; CPUOffloadPolicy",
+    )
