@@ -26,6 +26,15 @@ class ZeroSizes:
     stage3_max_live_parameters: int = 1_000_000_000
     stage3_max_reuse_distance: int = 1_000_000_000
     sub_group_size: int = 1_000_000_000
+    grad_accum_bytes: int = 0
+    """Bytes per element of ``data_types.grad_accum_dtype``; 0: the weights' dtype."""
+    optimizer_buffer_count: int = 4
+    """``offload_optimizer.buffer_count``: buffers of the NVMe optimizer swapper."""
+    param_buffer_count: int = 5
+    param_buffer_size: int = 100_000_000
+    max_in_cpu: int = 1_000_000_000
+    """``offload_param``: buffers of the NVMe weight swapper; elements a rank keeps on the host."""
+    pin_memory: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

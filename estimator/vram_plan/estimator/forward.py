@@ -70,6 +70,7 @@ class Forward:
     __slots__ = (
         "batch",
         "cache",
+        "checkpointed",
         "how",
         "keeps_gradients",
         "layer",
@@ -80,6 +81,7 @@ class Forward:
         "seq",
         "source_seq",
         "spec",
+        "stack",
         "t",
     )
 
@@ -91,6 +93,8 @@ class Forward:
         self.batch = batch
         self.seq = seq
         self.source_seq = 0
+        self.stack = "decoder"
+        self.checkpointed = False
         self.repeats = False
         self.layer = layer
         self.prefix = ""

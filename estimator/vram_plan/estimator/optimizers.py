@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from vram_plan.estimator.inventory import Weight
 
+FP32, BF16 = 4, 2
+"""Bytes per element."""
 BNB_BLOCK = 256
 BNB_SMALLEST = 4096
 """bitsandbytes 0.50.2 ``optim/optimizer.py``: block-wise 8-bit states, fp32 below 4,096 elements."""
@@ -122,17 +124,50 @@ def _paged_adamw_8bit(groups: Groups, scale: float) -> States:
 
 
 def _adafactor(groups: Groups, scale: float) -> States:
-    total = 0.0
-    for w, _ in groups:
-        rows, columns = w.shape if len(w.shape) >= 2 else (w.numel, 0)
-        each = rows + columns if columns else w.numel
-        total += 4 * each * w.count * (1.0 if w.added else scale)
+    """Row and column sums; one weight at a time, its neighbours' temporaries not yet dropped.
+
+    16-bit weights: gradient, weight and update in fp32, the square on the way, and the update of
+    the weight before, whose name is bound until the new one is there.
+    """
+    total, step, before = 0.0, 0, 0
+    for w, size in groups:
+        each = w.numel
+        if len(w.shape) > 1:
+            each = w.numel // w.shape[-1] + w.numel // w.shape[-2]
+        total += FP32 * each * w.count * (1.0 if w.added else scale)
+        copies = 4 if size < FP32 else 2
+        step = max(step, FP32 * (copies * w.numel + before))
+        before = w.numel
     return States(
         nbytes=round(total),
-        step=3 * 4 * max((w.numel for w, _ in groups), default=0),
+        step=step,
         formula="fp32 row and column sums of a matrix; a full fp32 second moment of a vector",
-        step_formula="fp32 gradient, update and weight copy of the largest weight",
-        source="transformers 5.23.0 optimization.py Adafactor",
+        step_formula="fp32 gradient, weight, update and square of one weight; the last update",
+        source="transformers 5.23.0 optimization.py Adafactor.step",
+    )
+
+
+def _muon(groups: Groups, scale: float) -> States:
+    """Momentum for the blocks' matrices; AdamW for embeddings, head, norms and biases.
+
+    ``torch.optim.Muon`` takes matrices only and its documentation gives the others to AdamW.
+    Newton-Schulz: the update, its bf16 copy where it is fp32, the Gram matrix and its polynomial
+    (both of the shorter side) and the next iterate.
+    """
+    matrices = [(w, size) for w, size in groups if w.layered and len(w.shape) == 2]
+    others = [(w, size) for w, size in groups if not (w.layered and len(w.shape) == 2)]
+    rest = _adamw(others, scale)
+    step = 0
+    for w, size in matrices:
+        short = min(w.shape)
+        copy = w.numel * BF16 if size != BF16 else 0
+        step = max(step, w.numel * size + copy + BF16 * (2 * short * short + w.numel))
+    return States(
+        nbytes=_total(matrices, scale) + rest.nbytes,
+        step=max(step, rest.step),
+        formula="1 momentum for the blocks' matrices, 2 moments for everything else",
+        step_formula="Newton-Schulz of the largest matrix, or AdamW's foreach temporaries",
+        source="torch 2.13.0 torch/optim/_muon.py",
     )
 
 
@@ -190,4 +225,5 @@ _OPTIMIZERS = {
     "sgd": _sgd,
     "sgd-momentum": _sgd_momentum,
     "rmsprop": _rmsprop,
+    "muon": _muon,
 }

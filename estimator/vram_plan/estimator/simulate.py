@@ -144,6 +144,8 @@ def _new_forward(run: Run) -> Forward:
     seq = run.source_seq if run.segment.stack == "encoder" else run.seq
     f = Forward(run.spec, run.how, batch=run.batch, seq=seq, layer=run.layer)
     f.source_seq = run.source_seq
+    f.stack = run.segment.stack
+    f.checkpointed = run.checkpoint != "none"
     f.repeats = run.segment.repeats
     f.keeps_gradients = run.keeps_gradients and not run.segment.repeats
     return f

@@ -92,7 +92,8 @@ def shared_tensors(f: Forward) -> Shareds:
     """The bias [batch · heads, 1, seq] and the mask."""
     heads = f.spec.num_attention_heads
     alibi = Shared(numel=f.tokens * heads, itemsize=f.how.compute_bytes, saved=False)
-    return {"alibi": alibi, **mask(f, always=True)}
+    slopes = Shared(numel=heads, itemsize=FP32_BYTES, saved=False)
+    return {"alibi": alibi, "slopes": slopes, **mask(f, always=True)}
 
 
 def compose(spec: ModelSpec) -> Composition:

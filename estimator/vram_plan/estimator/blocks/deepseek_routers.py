@@ -46,7 +46,8 @@ def grouped_router(f: Forward, name: str, x: Tensor) -> tuple[Tensor, Tensor, Te
     index, choice = _choose(f, scores)
     weights = pick(t, scores, index)
     # The published model sets ``norm_topk_prob``.
-    total = shift(t, sum_last(t, weights, f.spec.num_experts_per_tok))
+    total = sum_last(t, weights, f.spec.num_experts_per_tok, wide=f.how.autocast)
+    total = shift(t, total)
     weights = scale(t, divide_in_place(t, weights, total))
     assert weights.numel == chosen
     del choice, scores, total

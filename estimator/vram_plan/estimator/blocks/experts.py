@@ -67,7 +67,8 @@ def softmax_router(
     probabilities = softmax(f.t, logits, FP32_BYTES, half_to_float=fused)
     weights, index = topk(f.t, probabilities, f.tokens * f.spec.num_experts_per_tok)
     if renormalise:
-        weights = divide_in_place(f.t, weights, sum_last(f.t, weights, f.spec.num_experts_per_tok))
+        total = sum_last(f.t, weights, f.spec.num_experts_per_tok, wide=f.how.autocast)
+        weights = divide_in_place(f.t, weights, total)
     if narrow:
         weights = cast(f.t, weights, logits.itemsize)
     return logits, weights, index
@@ -98,8 +99,9 @@ def grouped_experts(
     counter = t.new(pairs, INDEX_BYTES)
     del counter
     weighted = gather_rows(t, weighted, back, pairs * spec.hidden_size)
-    result = cast(t, sum_chosen(t, weighted, spec.num_experts_per_tok), x.itemsize)
-    del ids, order, counted, rows, chosen, out, biases, weighted, back, index, weights
+    summed = sum_chosen(t, weighted, spec.num_experts_per_tok, wide=f.how.autocast)
+    result = cast(t, summed, x.itemsize)
+    del ids, order, counted, rows, chosen, out, biases, weighted, back, summed, index, weights
     return result
 
 

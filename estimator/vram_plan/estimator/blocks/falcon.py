@@ -11,9 +11,9 @@ from vram_plan.estimator.blocks.gpt_parts import (
     heads_of,
     model,
     position_ids,
+    rotary_tables,
 )
 from vram_plan.estimator.blocks.heads import causal_lm_loss
-from vram_plan.estimator.blocks.llama import rotary_tables
 from vram_plan.estimator.forward import Forward
 from vram_plan.estimator.ops.attention import Heads, batched_product, softmax
 from vram_plan.estimator.ops.broadcast import (
@@ -91,7 +91,9 @@ def eager(
     """Scores divided in place, a softmax in the dtype of the hidden states, no dropout."""
     t, (q, k, v), autocast = f.t, parts, f.how.autocast
     scores = scale_in_place(t, plain_scores(t, q, k, s, autocast=autocast))
-    scores = softmax(t, plus_mask(t, scores, f.how.compute_bytes), itemsize, half_to_float=s.half)
+    masked = plus_mask(t, scores, f.how.compute_bytes)
+    scores = softmax(t, masked, itemsize, half_to_float=s.half)
+    del masked
     return merged(f, scores, v, s)
 
 
@@ -103,8 +105,9 @@ def with_bias(
     product = plain_scores(t, q, k, s, autocast=autocast)
     wide = cast(t, product, FP32_BYTES)
     logits = scale_in_place(t, plus_mask(t, wide, f.how.compute_bytes))
-    masked = plus_mask(t, logits, f.how.compute_bytes).moved()
+    masked = plus_mask(t, logits, f.how.compute_bytes)
     probabilities = softmax(t, masked, itemsize, half_to_float=False)
+    del masked
     probabilities = f.dropout(probabilities, s.dropout)
     out = merged(f, probabilities, v, s)
     del product, wide, logits
@@ -136,13 +139,15 @@ def head(f: Forward, x: Tensor, shared: Inputs) -> Tensor:
 
 def shared_tensors(f: Forward) -> Shareds:
     """cos and sin (computed in any case), position ids, the mask, the bias."""
-    spec, kept = f.spec, {**rotary_tables(f), **position_ids(f)}
+    spec = f.spec
+    turned = spec.position_embedding_type == "rope"
+    kept = {**rotary_tables(f, saved=turned), **position_ids(f)}
     tokens, itemsize, pairs = f.tokens, f.how.compute_bytes, f.seq * f.seq
-    if spec.position_embedding_type == "alibi":
+    if not turned:
         heads = spec.num_attention_heads
         kept["ones"] = Shared(numel=tokens, itemsize=INDEX_BYTES, saved=False)
         kept["alibi"] = Shared(numel=tokens * heads, itemsize=itemsize, saved=False)
-        kept["mask"] = Shared(numel=f.batch * heads * pairs, itemsize=itemsize)
+        kept["mask"] = Shared(numel=f.batch * heads * pairs, itemsize=itemsize, saved=f.how.attention != "eager")
     elif f.how.attention == "eager":
         kept["mask"] = Shared(numel=f.batch * pairs, itemsize=itemsize, saved=False)
     elif f.how.attention == "sdpa":

@@ -6,6 +6,8 @@ from vram_plan.estimator.forward import Forward
 from vram_plan.estimator.ops.elementwise import copy, narrow
 from vram_plan.estimator.tape import Tape, Tensor
 
+INDEX_BYTES = 8
+
 Parts = tuple[Tensor, Tensor, Tensor]
 
 
@@ -39,10 +41,18 @@ def _groups(t: Tape, fused: Tensor, queries: int, keys: int) -> Parts:
 
 
 def picked(t: Tape, x: Tensor, numel: int) -> Tensor:
-    """``x[..., [i], :]``: indexing with a list copies; going back it fills a tensor of x's size."""
+    """``x[..., [i], :]``: indexing with a list copies and keeps the list as a tensor.
+
+    Going back it fills a tensor of x's size.
+    """
+    index = t.new(1, INDEX_BYTES).storage
     full, itemsize = x.numel, x.itemsize
-    out = t.new(numel, itemsize)
-    return t.record(out, (x.node,), lambda grad: (t.new(full, itemsize),), packs=True)
+
+    def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
+        _ = index
+        return (t.new(full, itemsize),)
+
+    return t.record(t.new(numel, itemsize), (x.node,), backward)
 
 
 def repeated(t: Tape, x: Tensor, numel: int) -> Tensor:

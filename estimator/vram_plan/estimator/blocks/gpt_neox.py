@@ -12,9 +12,9 @@ from vram_plan.estimator.blocks.gpt_parts import (
     model,
     plain_mlp,
     position_ids,
+    rotary_tables,
 )
 from vram_plan.estimator.blocks.heads import causal_lm_loss
-from vram_plan.estimator.blocks.llama import rotary_tables
 from vram_plan.estimator.forward import Forward
 from vram_plan.estimator.ops.elementwise import relayout
 from vram_plan.estimator.ops.partial_rotary import rotate_part

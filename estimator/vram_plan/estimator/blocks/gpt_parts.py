@@ -123,6 +123,13 @@ def mask(f: Forward, *, always: bool = False) -> Shareds:
     return {"mask": Shared(numel=f.batch * f.seq * f.seq, itemsize=f.how.compute_bytes, saved=False)}
 
 
+def rotary_tables(f: Forward, *, saved: bool = True) -> Shareds:
+    """cos and sin [1, seq, rotary_dim] in the activations' dtype, kept by what they turn."""
+    width = f.spec.rotary_dim or f.spec.head_dim
+    table = Shared(numel=f.seq * width, itemsize=f.how.compute_bytes, saved=saved)
+    return {"cos": table, "sin": table}
+
+
 def position_ids(f: Forward, *, saved: bool = False) -> Shareds:
     """0, 1, 2 …: kept by a lookup of learned positions, else until the last layer has run."""
     return {"position_ids": Shared(numel=f.seq, itemsize=INDEX_BYTES, saved=saved)}

@@ -11,9 +11,9 @@ from vram_plan.estimator.blocks.gpt_parts import (
     model,
     plain_mlp,
     position_ids,
+    rotary_tables,
     window_mask,
 )
-from vram_plan.estimator.blocks.llama import rotary_tables
 from vram_plan.estimator.blocks.stablelm import head
 from vram_plan.estimator.forward import Forward
 from vram_plan.estimator.ops.elementwise import relayout

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vram_plan.estimator.methods.whole import Frozen
-from vram_plan.estimator.ops.adapters import repeat
-from vram_plan.estimator.ops.elementwise import activation, cast, concat, narrow
+from vram_plan.estimator.ops.adapters import prepend, repeat
+from vram_plan.estimator.ops.elementwise import activation, cast, narrow
 from vram_plan.estimator.ops.embedding import embedding
 from vram_plan.estimator.ops.lstm import lstm
 from vram_plan.estimator.tape import Tensor
@@ -63,7 +63,7 @@ class Prompt(Frozen):
             prompts = narrow(f.t, cast(f.t, prompts, x.itemsize), prompts.numel // 2)
         else:
             prompts = cast(f.t, repeat(f.t, prompts, f.batch), x.itemsize)
-        return concat(f.t, (prompts, x))
+        return prepend(f.t, prompts, f.tokens * f.spec.hidden_size)
 
     def _table(self, f: Forward) -> Tensor:
         rows, width = self.tokens * (1 + f.spec.is_encoder_decoder), f.spec.hidden_size

@@ -123,3 +123,11 @@ def repeat(t: Tape, x: Tensor, times: int) -> Tensor:
     return t.record(
         t.new(numel * times, itemsize), (x.node,), lambda grad: (t.new(numel, itemsize),)
     )
+
+
+def prepend(t: Tape, first: Tensor, numel: int) -> Tensor:
+    """``cat((first, x))`` of ``numel`` elements with an x that needs no gradient."""
+    size = first.numel
+    return t.record(
+        t.new(numel, first.itemsize), (first.node,), lambda grad: (grad.view(size),)
+    )

@@ -55,10 +55,10 @@ def mul(t: Tape, a: Tensor, b: Tensor) -> Tensor:
         db = t.new(grad.numel, grad.itemsize) if b_needs else None
         if t.recomputed:  # what a checkpoint unpacked lives no longer than the formula
             keep_a = keep_b = None
-        if da is not None:
-            da = _sum_to(t, da, an, ai)
-        if db is not None:
-            db = _sum_to(t, db, bn, bi)
+        da = None if da is None else _sum_to(t, da, an, da.itemsize)
+        da = None if da is None else _sum_to(t, da, an, ai)
+        db = None if db is None else _sum_to(t, db, bn, db.itemsize)
+        db = None if db is None else _sum_to(t, db, bn, bi)
         return da, db
 
     return t.record(t.new(max(an, bn), max(ai, bi)), (a.node, b.node), backward)

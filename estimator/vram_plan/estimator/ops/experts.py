@@ -44,21 +44,28 @@ def topk(t: Tape, x: Tensor, numel: int) -> tuple[Tensor, Tensor]:
     return t.record(values, (x.node,), backward), index
 
 
-def sum_last(t: Tape, x: Tensor, width: int) -> Tensor:
-    """``x.sum(-1, keepdim=True)``: keeps nothing; the gradient is an expanded view."""
-    full = x.numel
-    out = t.new(x.numel // width, x.itemsize)
-    return t.record(out, (x.node,), lambda grad: (grad.view(full),))
+def sum_last(t: Tape, x: Tensor, width: int, *, wide: bool) -> Tensor:
+    """``x.sum(-1, keepdim=True)``: keeps nothing; the gradient is an expanded view.
+
+    ``wide``: autocast has sums in fp32, so the gradient is cast back (and written out).
+    """
+    full, before = x.numel, x.itemsize
+    itemsize = FP32_BYTES if wide else before
+
+    def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
+        return (grad.view(full) if grad.itemsize == before else t.new(full, before),)
+
+    return t.record(t.new(x.numel // width, itemsize), (x.node,), backward)
 
 
-def sum_chosen(t: Tape, x: Tensor, chosen: int) -> Tensor:
+def sum_chosen(t: Tape, x: Tensor, chosen: int, *, wide: bool) -> Tensor:
     """``x.view(tokens, chosen, hidden).sum(dim=1)`` of x [tokens · chosen, hidden].
 
     Going back, the expanded gradient is written out when it takes x's shape again.
     """
-    full = x.numel
-    out = t.new(x.numel // chosen, x.itemsize)
-    return t.record(out, (x.node,), lambda grad: (t.new(full, grad.itemsize),))
+    full, before = x.numel, x.itemsize
+    out = t.new(x.numel // chosen, FP32_BYTES if wide else before)
+    return t.record(out, (x.node,), lambda grad: (t.new(full, before),))
 
 
 def divide_in_place(t: Tape, x: Tensor, total: Tensor) -> Tensor:
