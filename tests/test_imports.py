@@ -11,7 +11,7 @@ HEAVY = ("torch", "numpy", "pandas", "transformers", "peft", "deepspeed", "plotl
 @pytest.mark.parametrize(
     "statement",
     [
-        "from vram_plan.estimator.plan import plan; plan('7b', zero=2, gpus=8)",
+        "from vram_plan.estimator import plan; plan('7b', zero=2, gpus=8)",
         "from vram_plan.app.main import _register; _register()",
         "import vram_plan.bench, vram_plan.reports",
     ],
@@ -25,7 +25,7 @@ def test_no_heavy_import(statement: str) -> None:
 def test_estimator_uses_the_standard_library_only() -> None:
     code = (
         "import sys; before = set(sys.modules);"
-        "from vram_plan.estimator.plan import plan; plan('7b', zero=2, gpus=8);"
+        "from vram_plan.estimator import plan; plan('7b', zero=2, gpus=8);"
         "new = {m.partition('.')[0] for m in set(sys.modules) - before};"
         "print(sorted(new - set(sys.stdlib_module_names) - {'vram_plan'}))"
     )

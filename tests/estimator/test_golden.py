@@ -2,7 +2,7 @@
 
 import pytest
 
-from vram_plan.estimator.plan import Plan, plan
+from vram_plan.estimator.planner import Plan, plan
 from vram_plan.profiles.gpus import find_gpu
 from vram_plan.profiles.model import ModelSpec
 from vram_plan.profiles.models import resolve_model

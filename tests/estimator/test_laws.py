@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from vram_plan.estimator import choices
 from vram_plan.estimator.config import TrainConfig
 from vram_plan.estimator.ledger import COMPONENTS, OUTSIDE_THE_STEP
-from vram_plan.estimator.plan import Plan, plan, plan_config
+from vram_plan.estimator.planner import Plan, plan, plan_config
 from vram_plan.estimator.rank import run_passes
 from vram_plan.profiles.model import ModelSpec
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import sys
 
-from vram_plan.estimator.plan import Plan
+from vram_plan.estimator.planner import Plan
 
 
 def show(plan: Plan, *, explain: bool) -> None:

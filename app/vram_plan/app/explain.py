@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vram_plan.app.units import gib
-from vram_plan.estimator.plan import Plan
+from vram_plan.estimator.planner import Plan
 
 
 def show_ledger(console: Console, plan: Plan) -> None:

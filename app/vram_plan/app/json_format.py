@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from vram_plan.estimator.ledger import Entry
-from vram_plan.estimator.plan import Plan
+from vram_plan.estimator.planner import Plan
 
 SCHEMA = "vram-plan/plan/1"
 

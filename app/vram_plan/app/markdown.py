@@ -6,7 +6,7 @@ import click
 
 from vram_plan.app.summary import fit_rows, headline, option_lines, verdict_line
 from vram_plan.app.units import gb, gib, signed_gib
-from vram_plan.estimator.plan import Plan
+from vram_plan.estimator.planner import Plan
 
 
 def show(plan: Plan, *, explain: bool) -> None:

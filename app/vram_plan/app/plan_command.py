@@ -36,7 +36,7 @@ def plan(
       vram-plan --model 70b --fsdp full-shard --gpus 64 --seq-len 8192 --explain
       vram-plan --model 13b --task inference --quantization nf4 --micro-batch 8
     """
-    from vram_plan.estimator.plan import plan as predict
+    from vram_plan.estimator.planner import plan as predict
 
     try:
         if check and values.get("gpu") is None:

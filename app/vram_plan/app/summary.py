@@ -5,7 +5,7 @@ from __future__ import annotations
 from vram_plan.app.units import GIB, count, signed_gib
 from vram_plan.estimator.config import TrainConfig
 from vram_plan.estimator.fit import Fit
-from vram_plan.estimator.plan import Plan
+from vram_plan.estimator.planner import Plan
 
 MOST_GPUS = 10
 

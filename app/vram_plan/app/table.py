@@ -11,7 +11,7 @@ from rich.text import Text
 from vram_plan.app.summary import fit_rows, headline, option_lines, verdict_line
 from vram_plan.app.units import gb, gib, signed_gib
 from vram_plan.estimator.ledger import COMPONENTS
-from vram_plan.estimator.plan import Plan
+from vram_plan.estimator.planner import Plan
 
 _COLOURS = {
     "weights": "blue",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from vram_plan.estimator.choices import WHOLE_MODEL
 from vram_plan.estimator.config import TrainConfig
-from vram_plan.estimator.plan import Plan, plan_config
+from vram_plan.estimator.planner import Plan, plan_config
 from vram_plan.estimator.refusals import refuse
 
 
