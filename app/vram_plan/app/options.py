@@ -104,6 +104,13 @@ _OPTIONS: tuple[_Spec, ...] = (
         {"default": None, "help": "Quantize the scales of nf4 and fp4 too."},
     ),
     (
+        "--kbit-preparation/--no-kbit-preparation",
+        {
+            "default": None,
+            "help": "PEFT's fp32 embeddings, norms and head over int8, nf4 and fp4.  [default: on]",
+        },
+    ),
+    (
         "--optimizer",
         {
             "metavar": "NAME",

@@ -35,6 +35,7 @@ PRECISIONS = ("bf16", "fp16", "fp32")
 WEIGHTS_DTYPES = ("bf16", "fp16", "fp32", "int8")
 ADAPTER_DTYPES = ("fp32", "bf16", "fp16")
 QUANTIZATIONS = ("none", "int8", "nf4", "fp4", "gptq4")
+BITSANDBYTES = ("int8", "nf4", "fp4")
 OPTIMIZERS = (
     "adamw",
     "adamw-fused",

@@ -53,6 +53,8 @@ class TrainConfig:
         micro_batch: sequences per data-parallel rank in one forward pass.
         seq_len: tokens per sequence (of the target, for encoder-decoders).
         source_len: tokens per source sequence of an encoder-decoder, else 0.
+        kbit_preparation: PEFT's ``prepare_model_for_kbit_training`` (``peft/utils/other.py``
+            0.21.2): what stays unquantized is held in fp32. Not for GPTQ.
         freeze_layers: blocks at the bottom that do not learn (``--method freeze``).
         assumptions: sentences the output repeats.
     """
@@ -89,6 +91,7 @@ class TrainConfig:
     weights_dtype: str = "bf16"
     quantization: str = "none"
     double_quant: bool = False
+    kbit_preparation: bool = False
     optimizer: str = "adamw"
     micro_batch: int = 1
     seq_len: int = 2048
@@ -129,14 +132,6 @@ class TrainConfig:
             and self.precision != "fp32"
             and self.engine in {"torch", "ddp", "device-map"}
         )
-
-    @property
-    def kbit_preparation(self) -> bool:
-        """PEFT's ``prepare_model_for_kbit_training``: what stays unquantized is held in fp32.
-
-        ``peft/utils/other.py`` (0.21.2) does this for bitsandbytes weights, not for GPTQ.
-        """
-        return self.training and self.quantization in {"int8", "nf4", "fp4"}
 
     @property
     def weights_bytes(self) -> int:

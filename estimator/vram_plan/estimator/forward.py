@@ -11,7 +11,7 @@ from vram_plan.estimator.ops import attention, elementwise, sdpa
 from vram_plan.estimator.ops.embedding import embedding
 from vram_plan.estimator.ops.linear import AutocastWeight, cached_cast, linear
 from vram_plan.estimator.ops.quantized import dequantized_linear, int8_linear
-from vram_plan.estimator.ops.norm import layer_norm, rms_norm, rms_norm_wide
+from vram_plan.estimator.ops.norm import layer_norm, layer_norm_wide, rms_norm, rms_norm_wide
 from vram_plan.estimator.tape import Param, Tape, Tensor
 from vram_plan.profiles.model import ModelSpec
 
@@ -223,6 +223,16 @@ class Forward:
         """An RMS norm whose weight is applied in fp32 (OLMo 2; ``centered``: Gemma)."""
         weight = self.param(f"{name}.weight", width, "norm")
         return rms_norm_wide(self.t, x, weight, width, centered=centered)
+
+    def layer_norm_wide(self, name: str, x: Tensor, width: int) -> Tensor:
+        """A LayerNorm without bias, written out in fp32 (Cohere); ``width`` elements at once."""
+        weight = self.param(f"{name}.weight", width, "norm")
+        return layer_norm_wide(self.t, x, weight, width)
+
+    def head_norm(self, name: str, x: Tensor, width: int) -> Tensor:
+        """The same over each head, with a weight of all heads' ``width`` together."""
+        weight = self.param(f"{name}.weight", width // self.how.tensor, "norm")
+        return layer_norm_wide(self.t, x, weight, self.spec.head_dim)
 
     def layer_norm(self, name: str, x: Tensor, width: int, *, bias: bool = True) -> Tensor:
         """``torch.nn.LayerNorm``; autocast runs it in fp32."""

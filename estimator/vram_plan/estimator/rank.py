@@ -47,7 +47,7 @@ def treat(config: TrainConfig) -> Treatment:
     return Treatment(
         method=make_method(config),
         compute_bytes=compute,
-        adapter_bytes=BYTES[config.adapter_dtype],
+        adapter_bytes=compute if config.fsdp else BYTES[config.adapter_dtype],
         weights_bytes=compute,
         norm_bytes=4 if config.kbit_preparation else compute,
         autocast=config.autocast,

@@ -156,6 +156,8 @@ def _engines(config: TrainConfig, given: Given) -> Iterator[str]:
 
 
 def _quantized(config: TrainConfig, given: Given) -> Iterator[str]:
+    if config.kbit_preparation and config.quantization not in choices.BITSANDBYTES:
+        yield "--kbit-preparation needs --quantization int8, nf4 or fp4"
     if config.quantization == "none":
         if given.get("double_quant"):
             yield "--double-quant needs --quantization nf4 or fp4"

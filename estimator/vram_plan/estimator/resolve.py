@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from vram_plan.estimator.choices import LORA_FAMILY, WHOLE_MODEL
+from vram_plan.estimator.choices import BITSANDBYTES, LORA_FAMILY, WHOLE_MODEL
 from vram_plan.estimator.config import TrainConfig, ZeroSizes
 from vram_plan.estimator.refusals import refuse
 from vram_plan.profiles.model import ModelSpec
@@ -96,6 +96,8 @@ def _resolve_method(values: dict[str, Any]) -> None:
         values.setdefault("quantization", "nf4")
     if values.get("quantization") in {"nf4", "fp4"}:
         values.setdefault("double_quant", method == "qlora")
+    if values.get("quantization") in BITSANDBYTES and values.get("task") != "inference":
+        values.setdefault("kbit_preparation", True)
     if method in LORA_FAMILY:
         values.setdefault("lora_targets", "all-linear")
     if method == "freeze":

@@ -116,14 +116,20 @@ def _adapter_changes(config: TrainConfig) -> Iterator[tuple[str, TrainConfig]]:
         if config.engine in {"torch", "ddp", "deepspeed"}:
             yield (
                 "--method qlora",
-                replace(lora, method="qlora", quantization="nf4", double_quant=True),
+                replace(
+                    lora,
+                    method="qlora",
+                    quantization="nf4",
+                    double_quant=True,
+                    kbit_preparation=True,
+                ),
             )
         return
     if config.adapter_dtype == "fp32" and config.precision != "fp32":
         name = config.precision
         yield f"--adapter-dtype {name}", replace(config, adapter_dtype=name)
     if config.quantization == "none" and config.engine in {"torch", "ddp"}:
-        quantized = replace(config, quantization="nf4", double_quant=True)
+        quantized = replace(config, quantization="nf4", double_quant=True, kbit_preparation=True)
         yield "--quantization nf4 --double-quant", quantized
 
 

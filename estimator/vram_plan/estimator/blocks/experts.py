@@ -11,8 +11,11 @@ routing; assumed is balance: each rank receives as many rows as it sends.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from itertools import groupby
 
+from vram_plan.estimator.blocks.heads import token_embedding
+from vram_plan.estimator.blocks.llama import Attention, Tables, head, rotary_tables
 from vram_plan.estimator.forward import LOW_BYTES, Forward
 from vram_plan.estimator.ops.attention import softmax
 from vram_plan.estimator.ops.elementwise import FP32_BYTES, cast
@@ -30,12 +33,12 @@ from vram_plan.estimator.ops.experts import (
 )
 from vram_plan.estimator.ops.linear import linear
 from vram_plan.estimator.ops.split import split
-from vram_plan.estimator.segment import Run, Segment
+from vram_plan.estimator.segment import Composition, Run, Segment
 from vram_plan.estimator.tape import Tensor
 from vram_plan.profiles.model import ModelSpec
 
+FeedForward = Callable[[Forward, Tensor], Tensor]
 Gate = Callable[[Forward, Tensor], Tensor]
-Layer = Callable[[int], Run]
 
 
 def router_logits(f: Forward, name: str, x: Tensor) -> Tensor:
@@ -147,35 +150,46 @@ def gated_mlp(f: Forward, name: str, x: Tensor, width: int) -> Tensor:
 def prenorm_layer(
     f: Forward,
     x: Tensor,
-    attention: Callable[[Tensor], Tensor],
-    feed_forward: Callable[[Tensor], Tensor],
+    shared: Mapping[str, Tensor],
+    attention: Attention,
+    feed_forward: FeedForward,
 ) -> Tensor:
     """Norm, attention, residual, norm, feed-forward, residual: the layer of most sparse models."""
     residual = x
     x = f.rms_norm("input_layernorm", x, f.spec.hidden_size)
-    x = attention(x)
+    x = attention(f, x, shared["cos"], shared["sin"])
     x = f.add(residual, x)
     residual = x
     x = f.rms_norm("post_attention_layernorm", x, f.spec.hidden_size)
-    x = feed_forward(x)
+    x = feed_forward(f, x)
     return f.add(residual, x)
 
 
-def layer_segments(spec: ModelSpec, dense: Run, sparse: Run, name: str = "model.layers") -> tuple[Segment, ...]:
-    """Blocks in runs of dense and sparse ones."""
-    segments: list[Segment] = []
-    first = 0
-    for layer in range(1, spec.num_hidden_layers + 1):
-        kind = spec.is_sparse(first)
-        if layer == spec.num_hidden_layers or spec.is_sparse(layer) != kind:
-            segments.append(
-                Segment(
-                    name=name,
-                    kind="layer",
-                    run=sparse if kind else dense,
-                    count=layer - first,
-                    first=first,
-                )
-            )
-            first = layer
-    return tuple(segments)
+def mixed_decoder(
+    spec: ModelSpec, dense: Run, sparse: Run, *, shared: Tables = rotary_tables
+) -> Composition:
+    """An embedding, dense and sparse layers (windowed or not) in their order, and Llama's head."""
+    return Composition(
+        segments=(
+            Segment(name="model.embed_tokens", kind="embedding", run=token_embedding),
+            *_mixed_segments(spec, dense, sparse),
+            Segment(name="lm_head", kind="head", run=head),
+        ),
+        shared=shared,
+    )
+
+
+def _mixed_segments(spec: ModelSpec, dense: Run, sparse: Run) -> Iterator[Segment]:
+    """The layers, cut where their kind changes."""
+    kinds = groupby(
+        range(spec.num_hidden_layers), key=lambda n: (spec.is_sparse(n), spec.is_windowed(n))
+    )
+    for (is_sparse, _), group in kinds:
+        layers = list(group)
+        yield Segment(
+            name="model.layers",
+            kind="layer",
+            run=sparse if is_sparse else dense,
+            count=len(layers),
+            first=layers[0],
+        )

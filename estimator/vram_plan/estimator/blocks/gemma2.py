@@ -8,12 +8,10 @@ from vram_plan.estimator.blocks.llama import (
     Attention,
     decoder,
     gated_mlp,
-    rotary_tables,
     self_attention,
-    window_masks,
 )
 from vram_plan.estimator.forward import Forward
-from vram_plan.estimator.segment import Composition, Shared
+from vram_plan.estimator.segment import Composition
 from vram_plan.estimator.tape import Tensor
 from vram_plan.profiles.model import ModelSpec
 
@@ -43,11 +41,6 @@ def head(f: Forward, x: Tensor, shared: Mapping[str, Tensor]) -> Tensor:
     return causal_lm_loss(f, x)
 
 
-def tables(f: Forward) -> dict[str, Shared]:
-    """cos and sin, position ids, and a mask for either kind of layer."""
-    return rotary_tables(f) | window_masks(f)
-
-
 def compose(spec: ModelSpec) -> Composition:
     """``Gemma2ForCausalLM``."""
-    return decoder(spec, layer, head=head, embed=scaled_embedding, shared=tables)
+    return decoder(spec, layer, head=head, embed=scaled_embedding)

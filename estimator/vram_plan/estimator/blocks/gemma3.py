@@ -2,9 +2,16 @@
 
 from collections.abc import Mapping
 
-from vram_plan.estimator.blocks.gemma2 import decoder_layer, head, tables
+from vram_plan.estimator.blocks.gemma2 import decoder_layer, head
 from vram_plan.estimator.blocks.heads import scaled_embedding
-from vram_plan.estimator.blocks.llama import attend, decoder, key, query, value
+from vram_plan.estimator.blocks.llama import (
+    attend,
+    decoder,
+    key,
+    query,
+    rotary_tables,
+    value,
+)
 from vram_plan.estimator.forward import Forward
 from vram_plan.estimator.ops.rotary import rotate
 from vram_plan.estimator.segment import Composition, Shared
@@ -30,7 +37,7 @@ def layer(f: Forward, x: Tensor, shared: Mapping[str, Tensor]) -> Tensor:
 
 def local_tables(f: Forward) -> dict[str, Shared]:
     """cos and sin for either kind of layer: their bases differ."""
-    found = tables(f)
+    found = rotary_tables(f)
     if len(set(f.spec.layer_types)) > 1:
         found |= {"local_cos": found["cos"], "local_sin": found["sin"]}
     return found

@@ -22,14 +22,21 @@ def scaled_embedding(f: Forward, ids: Tensor, shared: Mapping[str, Tensor]) -> T
     return f.how.method.embed(f, scale(f.t, x))
 
 
-def causal_lm_loss(f: Forward, x: Tensor, *, width: int = 0) -> Tensor:
+def multiplied_embedding(f: Forward, ids: Tensor, shared: Mapping[str, Tensor]) -> Tensor:
+    """``embed_tokens`` times a number of the configuration, whoever made it (Granite)."""
+    return scale(f.t, token_embedding(f, ids, shared))
+
+
+def causal_lm_loss(f: Forward, x: Tensor, *, width: int = 0, scaled: bool = False) -> Tensor:
     """``lm_head`` and ``ForCausalLMLoss``: logits in fp32, then cross-entropy.
 
     transformers 5.23.0 ``loss/loss_utils.py``. The model's output holds the 16-bit logits until
-    the loss is taken from it.
+    the loss is taken from it. ``scaled``: they are multiplied by a number first.
     """
     with f.t.scope("logits"):
         logits = f.head_linear(x, (width or f.spec.hidden_size, f.spec.vocab_size))
+        if scaled:
+            logits = scale(f.t, logits)
         if f.spec.final_logit_softcapping:
             logits = scale(f.t, logits)
             logits = tanh(f.t, logits)

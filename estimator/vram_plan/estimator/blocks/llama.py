@@ -68,7 +68,7 @@ def attend(f: Forward, q: Tensor, k: Tensor, v: Tensor, entered: Tensor) -> Tens
     """Prefixes, the attention kernel and ``o_proj``."""
     spec = f.spec
     k, v = f.how.method.keys_values(f, k, v)
-    out = f.attention(q, k, v, masked=is_masked(f))
+    out = f.attention(q, k, v, masked=is_masked(f), by_head=not q.by_token)
     shape = (spec.query_dim, spec.hidden_size)
     out = f.linear("self_attn.o_proj", out, shape, bias=spec.attention_out_bias, split="row")
     return f.sublayer("attention", out, entered)
@@ -107,34 +107,32 @@ def layer(f: Forward, x: Tensor, shared: Mapping[str, Tensor]) -> Tensor:
     return decoder_layer(f, x, shared["cos"], shared["sin"])
 
 
-def rotary_tables(f: Forward) -> dict[str, Shared]:
-    """cos and sin [1, seq, head_dim], made once a step in the activations' dtype."""
-    numel = f.seq * f.spec.rotary_dim
-    table = Shared(numel=numel, itemsize=f.how.compute_bytes)
-    ids = Shared(numel=f.seq, itemsize=INDEX_BYTES, saved=False)
-    found = {"cos": table, "sin": table, "position_ids": ids, **eager_mask(f)}
-    return found if f.spec.layer_types else found | window_masks(f) | eager_mask(f)
+def rotary_tables(f: Forward, *, itemsize: int = 0) -> dict[str, Shared]:
+    """cos and sin [1, seq, rotary_dim], position ids and the mask.
 
-
-def window_masks(f: Forward) -> dict[str, Shared]:
-    """The mask of windowed layers where full ones stand beside them.
-
-    Booleans [1, 1, seq, seq] for sdpa, if the window is shorter than the sequence.
+    cos and sin have the activations' dtype unless ``itemsize`` says another.
     """
-    spec = f.spec
-    if f.how.attention == "eager":
-        return {"window_mask": eager_mask(f)["mask"]}
-    if f.how.attention == "sdpa" and spec.sliding_window and f.seq > spec.sliding_window:
-        return {"window_mask": Shared(numel=f.seq * f.seq, itemsize=1, saved=False)}
-    return {}
+    table = Shared(numel=f.seq * f.spec.rotary_dim, itemsize=itemsize or f.how.compute_bytes)
+    ids = Shared(numel=f.seq, itemsize=INDEX_BYTES, saved=False)
+    return {"cos": table, "sin": table, "position_ids": ids, **masks(f)}
 
 
-def eager_mask(f: Forward) -> dict[str, Shared]:
-    """The additive mask [batch, 1, seq, seq] of eager attention; one more kind with windows."""
-    if f.how.attention != "eager":
-        return {}
-    numel = f.batch * f.seq * f.seq
-    return {"mask": Shared(numel=numel, itemsize=f.how.compute_bytes, saved=False)}
+def masks(f: Forward) -> dict[str, Shared]:
+    """What attention is given, held by the model's forward: one for each kind of layer.
+
+    Additive [batch, 1, seq, seq] for eager attention; booleans [1, 1, seq, seq] for sdpa where a
+    window is shorter than the sequence.
+    """
+    spec, found = f.spec, {}
+    kinds = {spec.is_windowed(layer) for layer in range(spec.num_hidden_layers)}
+    for windowed in kinds:
+        name = "window_mask" if windowed else "mask"
+        if f.how.attention == "eager":
+            numel = f.batch * f.seq * f.seq
+            found[name] = Shared(numel=numel, itemsize=f.how.compute_bytes, saved=False)
+        elif f.how.attention == "sdpa" and windowed and f.seq > spec.sliding_window:
+            found[name] = Shared(numel=f.seq * f.seq, itemsize=1, saved=False)
+    return found
 
 
 def decoder(

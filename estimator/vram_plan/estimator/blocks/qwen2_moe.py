@@ -7,30 +7,25 @@ from collections.abc import Mapping
 from vram_plan.estimator.blocks.experts import (
     gated_mlp,
     grouped_experts,
-    layer_segments,
+    mixed_decoder,
     prenorm_layer,
     softmax_router,
 )
-from vram_plan.estimator.blocks.heads import token_embedding
-from vram_plan.estimator.blocks.llama import head, rotary_tables, self_attention
+from vram_plan.estimator.blocks.llama import self_attention
 from vram_plan.estimator.forward import Forward
-from vram_plan.estimator.segment import Composition, Segment
+from vram_plan.estimator.segment import Composition
 from vram_plan.estimator.tape import Tensor
 from vram_plan.profiles.model import ModelSpec
 
 
 def sparse_layer(f: Forward, x: Tensor, shared: Mapping[str, Tensor]) -> Tensor:
     """``Qwen2MoeDecoderLayer.forward``, transformers 5.23.0 ``modeling_qwen2_moe.py``."""
-    cos, sin = shared["cos"], shared["sin"]
-    return prenorm_layer(
-        f, x, lambda x: self_attention(f, x, cos, sin), lambda x: sparse_block(f, x)
-    )
+    return prenorm_layer(f, x, shared, self_attention, sparse_block)
 
 
 def dense_layer(f: Forward, x: Tensor, shared: Mapping[str, Tensor]) -> Tensor:
     """The same with ``Qwen2MoeMLP``."""
-    cos, sin = shared["cos"], shared["sin"]
-    return prenorm_layer(f, x, lambda x: self_attention(f, x, cos, sin), lambda x: dense(f, x))
+    return prenorm_layer(f, x, shared, self_attention, dense)
 
 
 def dense(f: Forward, x: Tensor) -> Tensor:
@@ -54,12 +49,5 @@ def sparse_block(f: Forward, x: Tensor) -> Tensor:
 
 
 def compose(spec: ModelSpec) -> Composition:
-    """``Qwen2MoeForCausalLM``; the load-balancing loss is off by default."""
-    return Composition(
-        segments=(
-            Segment(name="model.embed_tokens", kind="embedding", run=token_embedding),
-            *layer_segments(spec, dense_layer, sparse_layer),
-            Segment(name="lm_head", kind="head", run=head),
-        ),
-        shared=rotary_tables,
-    )
+    """``Qwen2MoeForCausalLM``; the load-balancing loss is off (``output_router_logits``)."""
+    return mixed_decoder(spec, dense_layer, sparse_layer)

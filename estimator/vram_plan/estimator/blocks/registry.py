@@ -48,6 +48,13 @@ _MODULES = {
     "gemma": "gemma",
     "gemma2": "gemma2",
     "gemma3_text": "gemma3",
+    "phi3": "phi3",
+    "olmo": "olmo",
+    "olmo2": "olmo2",
+    "cohere": "cohere",
+    "granite": "granite",
+    "glm": "glm",
+    "glm4": "glm",
 }
 """Hugging Face's ``model_type`` → module of this package."""
 

@@ -37,6 +37,8 @@ class Heads:
             than the sequence.
         half: computed in fp16 (the only dtype the CUDA softmax upcasts by itself).
         autocast: matrix products and fused kernels run in 16 bits.
+        by_head: queries lie in memory head by head (behind a ``cat``), and so does what flash
+            attention makes of them; joining the heads then copies.
     """
 
     batch: int
@@ -50,6 +52,7 @@ class Heads:
     masked: bool = False
     half: bool = False
     autocast: bool = False
+    by_head: bool = False
 
     @property
     def scores(self) -> int:
@@ -79,7 +82,7 @@ def flash(t: Tape, q: Tensor, k: Tensor, v: Tensor, s: Heads, *, seeds: int = 1)
     def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
         _ = kept, state
         dq, dk, dv = t.new(qn, itemsize), t.new(kn, itemsize), t.new(vn, itemsize)
-        dq.by_token = dk.by_token = dv.by_token = True
+        dq.by_token = dk.by_token = dv.by_token = True  # only v's matters where q and k are joined
         rounded = _round_up(s.seq, 128)
         softmax_d = t.new(s.batch * s.heads * rounded, FP32_BYTES)
         width = _round_up(s.head_dim, 32 if s.head_dim <= 128 else 64)
@@ -91,7 +94,8 @@ def flash(t: Tape, q: Tensor, k: Tensor, v: Tensor, s: Heads, *, seeds: int = 1)
         del softmax_d, dq_accum
         return dq, dk, dv
 
-    return t.record(out, (q.node, k.node, v.node), backward)
+    out = t.record(out, (q.node, k.node, v.node), backward)
+    return copy(t, out) if s.by_head else out
 
 
 def _round_up(value: int, multiple: int) -> int:
@@ -152,9 +156,9 @@ def low(t: Tape, x: Tensor, s: Heads, *, flat: bool = False) -> Tensor:
     The second copies what is laid out by tokens (``aten/src/ATen/native/LinearAlgebra.cpp``,
     torch 2.13.0), unless it is ``flat`` already.
     """
+    by_token = x.by_token and s.batch > 1 and s.heads > 1
     if s.autocast:
         x = cast(t, x, LOW_BYTES)
-    by_token = x.by_token and s.batch > 1 and s.heads > 1
     return x if flat or not by_token else copy(t, x)
 
 

@@ -12,14 +12,16 @@ def _sum_to(t: Tape, grad: Tensor, numel: int, itemsize: int) -> Tensor:
     return grad if grad.itemsize == itemsize else t.new(numel, itemsize)
 
 
-def cast(t: Tape, x: Tensor, itemsize: int) -> Tensor:
+def cast(t: Tape, x: Tensor, itemsize: int, *, by_token: bool = False) -> Tensor:
     """``x.to(dtype)``: a copy unless the dtype is already right; saves nothing."""
     if x.itemsize == itemsize:
         return x
     before = x.itemsize
-    return t.record(
+    out = t.record(
         t.new(x.numel, itemsize), (x.node,), lambda grad: (t.new(grad.numel, before),)
     )
+    out.by_token = by_token
+    return out
 
 
 def copy(t: Tape, x: Tensor) -> Tensor:
@@ -96,6 +98,18 @@ def relayout(t: Tape, x: Tensor) -> Tensor:
     return t.record(out, (x.node,), backward)
 
 
+def subtract(t: Tape, a: Tensor, b: Tensor) -> Tensor:
+    """``a - b`` with broadcasting of b: saves nothing; the gradient of b is a new tensor."""
+    bn, bi = b.numel, b.itemsize
+    a_needs, b_needs = a.requires_grad, b.requires_grad
+
+    def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
+        db = _sum_to(t, t.new(grad.numel, grad.itemsize), bn, bi) if b_needs else None
+        return grad if a_needs else None, db
+
+    return t.record(t.new(a.numel, a.itemsize), (a.node, b.node), backward)
+
+
 def shift(t: Tape, x: Tensor) -> Tensor:
     """``x + number``: saves nothing and passes the gradient on."""
     return t.record(t.new(x.numel, x.itemsize), (x.node,), lambda grad: (grad,))
@@ -119,6 +133,25 @@ def _from_output(t: Tape, x: Tensor) -> Tensor:
     """A function whose backward needs its output."""
     out = t.new(x.numel, x.itemsize)
     kept = out.storage
+
+    def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
+        _ = kept
+        return (t.new(grad.numel, grad.itemsize),)
+
+    return t.record(out, (x.node,), backward)
+
+
+def clamp_in_place(t: Tape, x: Tensor) -> Tensor:
+    """``x.clamp_(…)``: writes over x and keeps a copy of what it was; backward masks.
+
+    ``clamp_`` saves its input, which the in-place kernel is given as a clone (``self.clone()`` in
+    ``torch/csrc/autograd/generated/VariableType``, torch 2.13.0).
+    """
+    out = Tensor(x.numel, x.itemsize, x.storage)
+    if not t.needs(x.node):
+        return out
+    before = t.new(x.numel, x.itemsize)
+    kept = before.storage
 
     def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
         _ = kept

@@ -7,6 +7,7 @@ from vram_plan.estimator.ops.elementwise import (
     power,
     reduce_last,
     shift,
+    subtract,
     weight_product,
 )
 from vram_plan.estimator.tape import Param, Tape, Tensor
@@ -74,6 +75,31 @@ def rms_norm_wide(
     out = cast(t, normed, itemsize)
     out.by_token = by_token
     return out
+
+
+def layer_norm_wide(t: Tape, x: Tensor, weight: Param, width: int) -> Tensor:
+    """A LayerNorm without bias written out in fp32: CohereLayerNorm.
+
+    transformers 5.23.0 ``models/cohere/modeling_cohere.py``.
+    """
+    itemsize, by_token = x.itemsize, x.by_token
+    x = cast(t, x, FP32_BYTES)
+    mean = reduce_last(t, x, width)
+    variance = reduce_last(t, power(t, subtract(t, x, mean)), width)
+    x = mul(t, subtract(t, x, mean), _rsqrt(t, shift(t, variance)))
+    x = mul(t, _widened(t, weight), x)
+    return cast(t, x, itemsize, by_token=by_token)
+
+
+def _widened(t: Tape, weight: Param) -> Tensor:
+    """``weight.to(float32)``."""
+    numel, itemsize = weight.numel, weight.itemsize
+    edge = weight if weight.trainable else None
+    if itemsize == FP32_BYTES:
+        return t.record(Tensor(numel, itemsize, None), (edge,), lambda grad: (grad,))
+    return t.record(
+        t.new(numel, FP32_BYTES), (edge,), lambda grad: (t.new(numel, itemsize, "gradients"),)
+    )
 
 
 def _from_one(t: Tape, weight: Param) -> Tensor:

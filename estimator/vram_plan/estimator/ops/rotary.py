@@ -1,6 +1,6 @@
 """Rotary position embeddings."""
 
-from vram_plan.estimator.ops.elementwise import add, concat, mul, narrow, negate
+from vram_plan.estimator.ops.elementwise import add, cast, concat, mul, narrow, negate
 from vram_plan.estimator.tape import Tape, Tensor
 
 
@@ -14,6 +14,20 @@ def rotate(t: Tape, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     out = add(t, kept, turned)
     out.by_token = x.by_token
     return out
+
+
+def rotate_wide(t: Tape, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """`rotate` with fp32 tables, cast back (OLMo: ``models/olmo/modeling_olmo.py``)."""
+    return cast(t, rotate(t, x, cos, sin), x.itemsize, by_token=x.by_token)
+
+
+def rotate_part(t: Tape, x: Tensor, cos: Tensor, sin: Tensor, numel: int) -> Tensor:
+    """The first ``numel`` elements of x rotated, the others put behind them.
+
+    ``apply_rotary_pos_emb`` of ``models/phi3/modeling_phi3.py`` and ``models/glm/modeling_glm.py``.
+    """
+    turned, kept = narrow(t, x, numel), narrow(t, x, x.numel - numel)
+    return concat(t, (rotate(t, turned, cos, sin), kept))
 
 
 def rotate_half(t: Tape, x: Tensor) -> Tensor:

@@ -1,0 +1,299 @@
+"""ZeRO stages 1 and 2: whole weights, divided master weights and optimizer states.
+
+Stage 2 moves every gradient into a bucket as soon as it is there, and keeps those of its own
+partition; stage 1 does the same once the backward pass is over (or at once with
+``overlap_comm``). Either holds whole every weight's gradient that its partition cuts.
+Source: DeepSpeed 0.19.8 ``deepspeed/runtime/zero/stage_1_and_2.py``.
+
+Left out: the flat copy of the weights made at initialisation (DeepSpeed makes it on the host
+where the device has no room), and buffers of ``round_robin_gradients``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vram_plan.estimator.ledger import Entry
+from vram_plan.estimator.sharding.base import packed_entries
+from vram_plan.estimator.sharding.zero_bucket import flattened, reductions
+from vram_plan.estimator.sharding.zero_moment import Candidate, fullest, moment_entries
+from vram_plan.estimator.sharding.zero_offload import flat_offload_entries
+from vram_plan.estimator.sharding.zero_parts import DS, FP32, FP64, REDUCTION, Shares
+from vram_plan.estimator.step import (
+    BACKWARD_FIRST,
+    BACKWARD_LAST,
+    CLIPPING,
+    EMBEDDING_BACKWARD,
+    OPTIMIZER_STEP,
+    PASSES,
+)
+
+SOURCE = f"{DS}/zero/stage_1_and_2.py"
+BACKWARD = (BACKWARD_LAST, BACKWARD_FIRST, EMBEDDING_BACKWARD)
+STEP = (CLIPPING, OPTIMIZER_STEP)
+
+
+def entries(shares: Shares) -> list[Entry]:
+    """Every weight, gradient, state and buffer of stage 1 or 2."""
+    found = weight_entries(shares)
+    if shares.config.offload in {"optimizer", "optimizer+params"}:
+        found += flat_offload_entries(shares)
+    else:
+        found += state_entries(shares, shares.partition, "partition")
+        found += _gradient_entries(shares)
+        found += _step_entries(shares)
+    return [*found, *bucket_entries(shares)]
+
+
+def hooked(shares: Shares) -> bool:
+    """Gradients leave for the bucket while the backward pass runs."""
+    return shares.config.zero == 2 or shares.config.zero_sizes.overlap_comm
+
+
+def weight_entries(shares: Shares) -> list[Entry]:
+    """The weights in the compute dtype: learning ones in one flat buffer, frozen ones as they are."""
+    width, padding = shares.width, shares.padding
+    divided = FP32 * -(-padding // shares.ranks)
+    return [
+        Entry(
+            component="weights",
+            name="trainable weights",
+            bytes=width * shares.trainable,
+            formula=f"{width} · {shares.trainable:,} parameters",
+            source=SOURCE,
+            state=True,
+        ),
+        Entry(
+            component="weights",
+            name="frozen weights",
+            bytes=shares.inventory.nbytes(trainable=False),
+            formula=f"{shares.inventory.numel(trainable=False):,} parameters, not divided",
+            source=SOURCE,
+            state=True,
+        ),
+        *packed_entries(shares.rank),
+        Entry(
+            component="buffers",
+            name="padding of the flat weights and of the partition's states",
+            bytes=padding * width + 3 * divided,
+            formula=f"{padding} elements, so that 2 · {shares.ranks} divides the flat weights",
+            source=SOURCE,
+        ),
+    ]
+
+
+def state_entries(shares: Shares, elements: int, of: str) -> list[Entry]:
+    """fp32 master weights and optimizer states of ``elements`` parameters on the device."""
+    states = shares.states(elements)
+    return [
+        Entry(
+            component="master_weights",
+            name="fp32 master weights",
+            bytes=FP32 * elements,
+            formula=f"4 · {elements:,} parameters ({of})",
+            source=SOURCE,
+            state=True,
+        ),
+        Entry(
+            component="optimizer_states",
+            name="optimizer states",
+            bytes=states.nbytes,
+            formula=f"{states.formula}, {elements:,} parameters ({of})",
+            source=states.source,
+            state=True,
+        ),
+        Entry(
+            component="temporaries",
+            name="temporaries of the optimizer",
+            bytes=states.step,
+            formula=states.step_formula,
+            source=states.source,
+            alive=frozenset({OPTIMIZER_STEP}),
+        ),
+    ]
+
+
+def _gradient_entries(shares: Shares) -> list[Entry]:
+    """The partition's gradients, what cut weights add, and (stage 1) the other partitions'."""
+    config, width = shares.config, shares.width
+    separate = shares.grad_width != width
+    held = _held_instants(shares)
+    found = [
+        Entry(
+            component="gradients",
+            name="gradients of the partition",
+            bytes=shares.grad_width * shares.partition,
+            formula=f"{shares.grad_width} · {shares.trainable:,} parameters / {shares.ranks} ranks",
+            source=SOURCE,
+            alive=held,
+            state=True,
+        )
+    ]
+    cut = 0 if separate else shares.span - shares.partition
+    found.append(
+        Entry(
+            component="gradients",
+            name="whole gradients of weights that the partition cuts",
+            bytes=width * cut,
+            formula=f"{width} · ({shares.span:,} − {shares.partition:,}) elements",
+            source=f"{SOURCE} copy_grads_in_partition",
+            alive=held,
+        )
+    )
+    if hooked(shares):
+        if config.grad_accum > 1 and not separate:
+            found.append(_second_partition(shares))
+        return found
+    return [*found, _other_partitions(shares)]
+
+
+def _other_partitions(shares: Shares) -> Entry:
+    """Stage 1: gradients of all weights stay where autograd left them until they are reduced."""
+    accumulates = shares.config.grad_accum > 1
+    rest = shares.trainable - shares.partition
+    return Entry(
+        component="gradients",
+        name="gradients of the other partitions until they are reduced",
+        bytes=shares.width * rest,
+        formula=f"{shares.width} · ({shares.trainable:,} − {shares.partition:,}) parameters",
+        source=SOURCE,
+        alive=frozenset({*PASSES, REDUCTION} if accumulates else {REDUCTION}),
+        state=True,
+    )
+
+
+def _second_partition(shares: Shares) -> Entry:
+    """Stage 2: a micro-batch's partition, before it is added to that of the earlier ones."""
+    return Entry(
+        component="temporaries",
+        name="gradients of the partition of one micro-batch",
+        bytes=shares.width * shares.span,
+        formula=f"{shares.width} · {shares.span:,} elements, added at the end of its backward pass",
+        source=f"{SOURCE} independent_gradient_partition_epilogue",
+        alive=frozenset({*_reached(shares), REDUCTION}),
+    )
+
+
+def _held_instants(shares: Shares) -> frozenset[str]:
+    """When the partition's gradients are alive."""
+    if shares.config.grad_accum > 1:
+        return frozenset()
+    if hooked(shares):
+        chosen = fullest(shares, list(_candidates(shares)))
+        return frozenset({*_reached(shares), *STEP, *([REDUCTION] if chosen.held else [])})
+    return frozenset({REDUCTION, *STEP})
+
+
+def _reached(shares: Shares) -> Iterator[str]:
+    """Instants of the backward pass that come after the first reduction."""
+    arrival = shares.trained[::-1]
+    numels = [piece.numel for piece in arrival]
+    first = next(reductions(numels, shares.config.zero_sizes.reduce_bucket_size), None)
+    if first is None or first.end >= len(arrival):
+        return
+    at = arrival[first.end]
+    kind = shares.links[at.link].segment.kind
+    if kind not in {"layer", "embedding"}:
+        yield BACKWARD_LAST
+    if kind != "embedding":
+        yield BACKWARD_FIRST
+        yield EMBEDDING_BACKWARD
+
+
+def bucket_entries(shares: Shares) -> list[Entry]:
+    """The bucket, and the fullest moment of its reduction."""
+    sizes, width = shares.config.zero_sizes, shares.width
+    buffers = 2 if sizes.overlap_comm else 1
+    elements = sizes.reduce_bucket_size
+    if not sizes.contiguous_gradients and shares.config.offload == "none":
+        buffers, elements = 1, min(elements, shares.trainable)
+    wide = shares.grad_width if shares.config.zero == 1 else width
+    found = [
+        Entry(
+            component="buffers",
+            name="reduce bucket",
+            bytes=buffers * elements * wide,
+            formula=f"{buffers} × {elements:,} elements · {wide} bytes",
+            source=f"{SOURCE} setup_buckets",
+            alive=frozenset({*BACKWARD, REDUCTION}),
+        )
+    ]
+    chosen = fullest(shares, list(_candidates(shares)))
+    return [*found, *moment_entries(shares, chosen, f"{SOURCE} allreduce_bucket")]
+
+
+def _candidates(shares: Shares) -> Iterator[Candidate]:
+    if hooked(shares) or shares.config.offload != "none":
+        yield from _during_backward(shares)
+    else:
+        yield from _after_backward(shares)
+
+
+def _during_backward(shares: Shares) -> Iterator[Candidate]:
+    """Stage 2: the last rank's partition is allocated by the first reduction."""
+    arrival, width = shares.trained[::-1], shares.width
+    bucket = shares.config.zero_sizes.reduce_bucket_size
+    offloaded = shares.config.offload != "none"
+    own = 0 if offloaded else shares.grad_width * shares.span
+    offsets, count = shares.offsets, len(arrival)
+    for number, r in enumerate(reductions([p.numel for p in arrival], bucket)):
+        begin, end = offsets[count - r.end], offsets[count - r.first]
+        copied = width * flattened(begin, end, shares.partition, bucket)
+        at = arrival[r.end] if r.end < count else None
+        yield Candidate(at=at, copied=copied, held=own if number else 0)
+        if not number:
+            yield Candidate(at=at, copied=0, held=own)
+
+
+def _after_backward(shares: Shares) -> Iterator[Candidate]:
+    """Stage 1: the first rank's partition is allocated while most gradients are still there.
+
+    Those in the bucket have left where autograd put them; larger ones stay to the end.
+    """
+    width = shares.width
+    bucket = shares.config.zero_sizes.reduce_bucket_size
+    pieces, offsets = shares.trained, shares.offsets
+    own = width * shares.span
+    left = freed = 0
+    for number, r in enumerate(reductions([p.numel for p in pieces], bucket)):
+        left += 0 if r.oversized else width * r.elements
+        if r.oversized and offsets[r.first] < shares.partition:
+            freed += width * r.elements
+        copied = width * flattened(offsets[r.first], offsets[r.end], shares.partition, bucket)
+        yield Candidate(at=None, copied=max(0, copied - left), held=0)
+        if not number:
+            yield Candidate(at=None, copied=max(0, own - left), held=0)
+    yield Candidate(at=None, copied=max(0, own - left - freed), held=0)
+
+
+def _step_entries(shares: Shares) -> list[Entry]:
+    """Clipping computes norms in fp64; the update reads an fp32 copy of the gradients."""
+    whole = shares.largest_slice if shares.grad_width != shares.width else shares.largest
+    flat = shares.width * shares.partition
+    wide = shares.grad_width == FP32
+    return [
+        Entry(
+            component="temporaries",
+            name="fp64 copy of a gradient for its norm",
+            bytes=FP64 * min(whole, shares.partition),
+            formula=f"8 · {min(whole, shares.partition):,} elements",
+            source=f"{SOURCE} get_grad_norm_direct",
+            alive=frozenset({CLIPPING}),
+        ),
+        Entry(
+            component="temporaries",
+            name="flat copy of the partition's gradients",
+            bytes=0 if shares.grad_width != shares.width else flat,
+            formula=f"{shares.width} · {shares.partition:,} elements",
+            source=f"{SOURCE} step",
+            alive=frozenset({OPTIMIZER_STEP}),
+        ),
+        Entry(
+            component="temporaries",
+            name="fp32 copy of the partition's gradients",
+            bytes=0 if wide else FP32 * shares.partition,
+            formula=f"4 · {shares.partition:,} elements",
+            source=f"{SOURCE} step",
+            alive=frozenset({OPTIMIZER_STEP}),
+        ),
+    ]
