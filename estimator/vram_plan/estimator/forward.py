@@ -11,7 +11,7 @@ from vram_plan.estimator.ops import attention, elementwise, sdpa
 from vram_plan.estimator.ops.embedding import embedding
 from vram_plan.estimator.ops.linear import AutocastWeight, cached_cast, linear
 from vram_plan.estimator.ops.quantized import dequantized_linear, int8_linear
-from vram_plan.estimator.ops.norm import layer_norm, layer_norm_wide, rms_norm, rms_norm_wide
+from vram_plan.estimator.ops.norm import layer_norm, layer_norm_wide, rms_norm, rms_norm_wide, t5_norm
 from vram_plan.estimator.tape import Param, Tape, Tensor
 from vram_plan.profiles.model import ModelSpec
 
@@ -234,6 +234,10 @@ class Forward:
         weight = self.param(f"{name}.weight", width // self.how.tensor, "norm")
         return layer_norm_wide(self.t, x, weight, self.spec.head_dim)
 
+    def t5_norm(self, name: str, x: Tensor, width: int) -> Tensor:
+        """An RMS norm as T5LayerNorm writes it."""
+        return t5_norm(self.t, x, self.param(f"{name}.weight", width, "norm"), width)
+
     def layer_norm(self, name: str, x: Tensor, width: int, *, bias: bool = True) -> Tensor:
         """``torch.nn.LayerNorm``; autocast runs it in fp32."""
         weight = self.param(f"{name}.weight", width, "norm") if self.spec.norm_affine else None
@@ -255,7 +259,9 @@ class Forward:
         if not again and name == "embed_tokens" and self.spec.tie_word_embeddings:
             again = "head"
         table.accumulates |= bool(again)
-        return embedding(self.t, ids, table, width, joins=again == "head")
+        # Autocast casts a head's gradient back to fp32, which makes a tensor that is no view.
+        joins = again == "head" and not (self.how.autocast and table.itemsize > LOW_BYTES)
+        return embedding(self.t, ids, table, width, joins=joins)
 
     def add(self, a: Tensor, b: Tensor) -> Tensor:
         """``a + b``."""

@@ -55,40 +55,43 @@ def kernel_for(
 
 
 def scaled_dot_product_attention(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attn_mask: torch.Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    *,
-    scale: float | None = None,
-    enable_gqa: bool = False,
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *rest: Any, **named: Any
 ) -> torch.Tensor:
-    """attention.cpp's function of this name with CUDA's branches."""
-    kernel = kernel_for(query, key, value, attn_mask, is_causal)
-    options = {"dropout_p": dropout_p, "is_causal": is_causal}
+    """attention.cpp's function of this name with CUDA's branches.
+
+    Args:
+        query: batch, heads, length, head dimension.
+        key: likewise, perhaps with fewer heads.
+        value: likewise.
+        rest: the mask, the dropout probability, whether it is causal.
+        named: the same by name; ``scale`` and ``enable_gqa``.
+    """
+    given = {**dict(zip(("attn_mask", "dropout_p", "is_causal"), rest, strict=False)), **named}
+    mask = given.get("attn_mask")
+    options = {name: given[name] for name in ("dropout_p", "is_causal") if name in given}
+    kernel = kernel_for(query, key, value, mask, options.get("is_causal", False))
     if kernel == "flash":
-        head_dim = query.shape[-1]
-        scale = scale if scale is not None else 1 / math.sqrt(head_dim)
-        padded = [pad_last_dim(tensor, 8) for tensor in (query, key, value)]
-        out = torch.ops.aten._scaled_dot_product_flash_attention(*padded, **options, scale=scale)
-        result: torch.Tensor = out[0]
-        return result if result.shape[-1] == head_dim else result[..., :head_dim]
+        return _flash(query, key, value, scale=given.get("scale"), **options)
+    options["scale"] = given.get("scale")
     if kernel == "efficient":
-        mask = _efficient_mask(attn_mask, query, key)
-        log_sum_exp = torch.is_grad_enabled() and any(
-            tensor.requires_grad for tensor in (query, key, value)
-        )
-        out = torch.ops.aten._scaled_dot_product_efficient_attention(
-            query, key, value, mask, log_sum_exp, **options, scale=scale
-        )
-        return out[0]
-    mask = _additive(attn_mask, query.dtype)
-    out = torch.ops.aten._scaled_dot_product_attention_math(
-        query, key, value, mask, **options, scale=scale, enable_gqa=enable_gqa
-    )
-    return out[0]
+        additive = _efficient_mask(mask, query, key)
+        kept = torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value))
+        efficient = torch.ops.aten._scaled_dot_product_efficient_attention
+        out: torch.Tensor = efficient(query, key, value, additive, kept, **options)[0]
+        return out
+    options["enable_gqa"] = given.get("enable_gqa", False)
+    plain = torch.ops.aten._scaled_dot_product_attention_math
+    out = plain(query, key, value, _additive(mask, query.dtype), **options)[0]
+    return out
+
+
+def _flash(*tensors: torch.Tensor, scale: float | None, **options: Any) -> torch.Tensor:
+    head_dim = tensors[0].shape[-1]
+    padded = [pad_last_dim(tensor, 8) for tensor in tensors]
+    scale = scale if scale is not None else 1 / math.sqrt(head_dim)
+    flash = torch.ops.aten._scaled_dot_product_flash_attention
+    out: torch.Tensor = flash(*padded, **options, scale=scale)[0]
+    return out if out.shape[-1] == head_dim else out[..., :head_dim]
 
 
 def pad_last_dim(tensor: torch.Tensor, multiple: int) -> torch.Tensor:
@@ -154,7 +157,7 @@ class _FlashAttention(torch.autograd.Function):
     """flash_attn's FlashAttnFunc: the same tensors made, saved and returned."""
 
     @staticmethod
-    def forward(  # type: ignore[override]  # autograd's signature is open
+    def forward(
         ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     ) -> torch.Tensor:
         head_dim = query.shape[-1]
@@ -167,7 +170,7 @@ class _FlashAttention(torch.autograd.Function):
         return out[..., :head_dim]
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, ...]:
         query, key, value, *_ = ctx.saved_tensors
         head_dim = grad.shape[-1]
         gradients = [torch.empty_like(tensor) for tensor in (query, key, value)]
@@ -190,4 +193,6 @@ def flash_attn_func(
         raise ValueError(
             f"flash attention wants fp16 or bf16, not {q.dtype}: choose attention sdpa or eager"
         )
-    return _FlashAttention.apply(q, k, v)  # type: ignore[no-any-return, no-untyped-call]
+    apply: Any = _FlashAttention.apply
+    out: torch.Tensor = apply(q, k, v)
+    return out

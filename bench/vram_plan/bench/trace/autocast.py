@@ -71,7 +71,7 @@ _LOW = (torch.float16, torch.bfloat16)
 _KEY = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
 
 
-def register(library: torch.library.Library) -> None:
+def register(library: Any) -> None:
     """Put CUDA's rules on the CPU's autocast key."""
     for name in FP32:
         library.impl(name, _in_fp32(_operator(name)), "AutocastCPU", allow_override=True)

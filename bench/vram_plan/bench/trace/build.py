@@ -45,7 +45,7 @@ def task_of(config: Any, task: str | None) -> str:
     return "causal-lm"
 
 
-def build_model(config: TraceConfig) -> torch.nn.Module:
+def build_model(config: TraceConfig) -> Any:
     """The model on ``meta``, wrapped by its method, in training mode."""
     import transformers
     from transformers import initialization
@@ -55,7 +55,7 @@ def build_model(config: TraceConfig) -> torch.nn.Module:
     if shape.is_encoder_decoder and getattr(shape, "decoder_start_token_id", None) is None:
         shape.decoder_start_token_id = 0
     task = task_of(shape, config.task)
-    auto = {
+    auto: Any = {
         "causal-lm": transformers.AutoModelForCausalLM,
         "masked-lm": transformers.AutoModelForMaskedLM,
         "seq2seq-lm": transformers.AutoModelForSeq2SeqLM,

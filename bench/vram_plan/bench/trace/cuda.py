@@ -13,8 +13,9 @@ from unittest import mock
 import torch
 
 from vram_plan.bench.trace import attention, autocast, quantized
-from vram_plan.bench.trace.rules import DeviceRules, never
-from vram_plan.bench.trace.scratch import cuda_scratch
+from vram_plan.bench.trace.flash_package import flash_attn_package
+from vram_plan.bench.trace.rules import DeviceRules
+from vram_plan.bench.trace.scratch import cuda_scratch, grouped_mm
 
 __all__ = ["CudaRules"]
 
@@ -35,10 +36,10 @@ def _softmax(
     tensor: torch.Tensor, dim: int, dtype: torch.dtype | None = None, *, op: Any
 ) -> torch.Tensor:
     """SoftMax.cpp: on CUDA fp16 → fp32 happens inside the kernel, without a copy."""
-    if tensor.dtype is torch.float16 and dtype is torch.float32:
-        return op(tensor, dim, True)
-    converted = tensor if dtype is None else tensor.to(dtype)
-    return op(converted, dim, False)
+    fused = tensor.dtype is torch.float16 and dtype is torch.float32
+    converted = tensor if fused or dtype is None else tensor.to(dtype)
+    out: torch.Tensor = op(converted, dim, fused)
+    return out
 
 
 def _softmax_int(tensor: torch.Tensor, dim: int, dtype: torch.dtype | None = None) -> torch.Tensor:
@@ -79,21 +80,22 @@ class CudaRules(DeviceRules):
     @contextmanager
     def installed(self) -> Iterator[None]:
         """Register the kernels; all of it is undone at the end."""
-        library = torch.library.Library("aten", "IMPL")
+        kind: Any = torch.library.Library
+        library = kind("aten", "IMPL")
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Warning only once", UserWarning)
                 for name, kernel in _KERNELS.items():
                     library.impl(name, kernel, "AutogradCPU", allow_override=True)
                 autocast.register(library)
-            with _foreach_is_default(), _flash_attn_package(), quantized.cuda_layers():
+            with _foreach_is_default(), flash_attn_package(), quantized.cuda_layers():
                 yield
         finally:
             library._destroy()
 
     def composites(self) -> dict[Any, Callable[..., Any]]:
-        """bitsandbytes' operators, opened up."""
-        return quantized.composites()
+        """Bitsandbytes' operators, opened up, and what fake kernels refuse."""
+        return {torch.ops.aten._grouped_mm.default: grouped_mm, **quantized.composites()}
 
     @contextmanager
     def autocast(self, dtype: torch.dtype) -> Iterator[None]:
@@ -103,8 +105,9 @@ class CudaRules(DeviceRules):
         def is_enabled(*device: str) -> bool:
             return enabled(*(device or ("cpu",)))
 
-        with torch.autocast("cpu", dtype), mock.patch.object(
-            torch, "is_autocast_enabled", is_enabled
+        with (
+            torch.autocast("cpu", dtype),
+            mock.patch.object(torch, "is_autocast_enabled", is_enabled),
         ):
             yield
 
@@ -141,47 +144,3 @@ def _foreach_is_default() -> Iterator[None]:
 
 def _cpu_list() -> list[str]:
     return ["cpu"]
-
-
-def _always(*args: Any, **kwargs: Any) -> bool:
-    return True
-
-
-@contextmanager
-def _flash_attn_package() -> Iterator[None]:
-    """Make transformers find a flash_attn package whose functions are ours."""
-    from transformers import PreTrainedModel, modeling_flash_attention_utils
-
-    def functions(*args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        return attention.flash_attn_func, _varlen, None, None, None
-
-    with (
-        mock.patch.object(modeling_flash_attention_utils, "_lazy_imports", functions),
-        mock.patch.object(modeling_flash_attention_utils, "_loaded_implementation", None),
-        mock.patch.object(
-            modeling_flash_attention_utils, "_is_packed_sequence", never
-        ),
-        mock.patch.object(PreTrainedModel, "_flash_attn_can_dispatch", _always),
-    ):
-        yield
-
-
-def _varlen(
-    q: Any,
-    k: Any,
-    v: Any,
-    cu_seqlens_q: Any = None,
-    cu_seqlens_k: Any = None,
-    max_seqlen_q: Any = None,
-    max_seqlen_k: Any = None,
-    dropout_p: float = 0.0,
-    softmax_scale: Any = None,
-    causal: bool = False,
-    window_size: Any = (-1, -1),
-    softcap: float = 0.0,
-    alibi_slopes: Any = None,
-    deterministic: bool = False,
-    return_attn_probs: bool = False,
-) -> Any:
-    """Only its signature is used: transformers looks up what flash_attn can do."""
-    raise ValueError("the traced step has no padding, so no variable lengths")

@@ -12,6 +12,7 @@ from vram_plan.bench.trace.config import TraceConfig
 from vram_plan.bench.trace.cuda import CudaRules
 from vram_plan.bench.trace.losses import last_before_loss
 from vram_plan.bench.trace.modules import ModulePaths, shorten
+from vram_plan.bench.trace.optimizers import load_libraries
 from vram_plan.bench.trace.quantized import quantization_state
 from vram_plan.bench.trace.recorder import Recorder
 from vram_plan.bench.trace.rules import CpuRules, DeviceRules, fake_tensors_count
@@ -72,6 +73,7 @@ def trace_fake(config: TraceConfig) -> Trace:
         stack.enter_context(fake_tensors_count())
         stack.enter_context(rules.installed())
         model = build_model(config)
+        load_libraries()
         parameters = count_parameters(model)
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         materialize(model, lambda shape, dtype: torch.empty(shape, dtype=dtype, device="cpu"))

@@ -82,8 +82,10 @@ class _FusedCrossEntropy(torch.autograd.Function):
 
 @contextmanager
 def _fused_kernel() -> Iterator[None]:
+    apply: Any = _FusedCrossEntropy.apply
+
     def cross_entropy(logits: torch.Tensor, target: torch.Tensor, **_: Any) -> Any:
-        return _FusedCrossEntropy.apply(logits, target)
+        return apply(logits, target)
 
     with mock.patch.object(functional, "cross_entropy", cross_entropy):
         yield
@@ -140,7 +142,8 @@ def _shifted(labels: torch.Tensor) -> torch.Tensor:
 def _liger_loss(model: Any, hidden: torch.Tensor, labels: torch.Tensor) -> Any:
     head = model.get_output_embeddings()
     flat = hidden.view(-1, hidden.shape[-1])
-    return _FusedLinearCrossEntropy.apply(flat, head.weight, _shifted(labels), head.bias)
+    apply: Any = _FusedLinearCrossEntropy.apply
+    return apply(flat, head.weight, _shifted(labels), head.bias)
 
 
 def _chunk(

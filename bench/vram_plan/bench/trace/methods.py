@@ -26,12 +26,30 @@ def apply_method(model: Any, config: TraceConfig, task: str) -> Any:
         return model
     from peft import get_peft_model
 
+    if config.method in ("prompt", "prefix", "p-tuning") and task == "masked-lm":
+        raise ValueError(f"PEFT has no {config.method} for masked language models")
+
     before = {id(parameter) for parameter in model.parameters()}
     wrapped = get_peft_model(model, peft_config(config, task))
     for parameter in wrapped.parameters():
         if id(parameter) not in before and parameter.dtype.is_floating_point:
             parameter.data = parameter.data.to(_TYPES[config.adapter_dtype])
+    _settle_ranks(wrapped, config)
     return wrapped
+
+
+def _settle_ranks(model: Any, config: TraceConfig) -> None:
+    """AdaLoRA's rank counters are parameters that are not trained.
+
+    On a device PEFT 0.21.2 makes them trainable where it casts 16-bit adapters to fp32 (its cast
+    wraps them anew); on ``meta`` it always does.
+    """
+    cast = config.dtype != "fp32" and config.adapter_dtype == "fp32"
+    if cast and config.quantization == "none":
+        return
+    for name, parameter in model.named_parameters():
+        if "ranknum" in name:
+            parameter.requires_grad_(False)
 
 
 def peft_config(config: TraceConfig, task: str) -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["make_optimizer"]
+__all__ = ["load_libraries", "make_optimizer"]
 
 _LR = 1e-4
 
@@ -17,10 +17,15 @@ def make_optimizer(name: str, model: Any) -> Any:
     if name == "muon":
         edges = (model.get_input_embeddings(), model.get_output_embeddings())
         return _Pair(parameters, {id(p) for m in edges if m is not None for p in m.parameters()})
-    kinds = {**_torch_kinds(), **_other_kinds()}
+    kinds = _torch_kinds()
     if name not in kinds:
-        raise ValueError(f"optimizer {name!r} cannot be traced yet")
+        kinds = _other_kinds()
     return kinds[name](parameters)
+
+
+def load_libraries() -> None:
+    """Import what optimizers come from, since imports make tensors that are no part of a step."""
+    _other_kinds()
 
 
 def _torch_kinds() -> dict[str, Callable[[list[Any]], Any]]:
@@ -36,17 +41,20 @@ def _torch_kinds() -> dict[str, Callable[[list[Any]], Any]]:
 
 
 def _other_kinds() -> dict[str, Callable[[list[Any]], Any]]:
-    import bitsandbytes.optim as bnb
-    from transformers.optimization import Adafactor
+    from bitsandbytes.optim import adamw, lion
+    from transformers import optimization
 
+    adafactor: Any = optimization.Adafactor
+    adamw_kind: Any = adamw.AdamW
+    lion_kind: Any = lion.Lion
     return {
         # transformers' trainer_optimizer.py: these two switches, the rest as it comes
-        "adafactor": lambda p: Adafactor(p, lr=_LR, scale_parameter=False, relative_step=False),
-        "adamw-8bit": lambda p: bnb.AdamW(p, lr=_LR, optim_bits=8),
-        "paged-adamw": lambda p: bnb.AdamW(p, lr=_LR, is_paged=True),
-        "paged-adamw-8bit": lambda p: bnb.AdamW(p, lr=_LR, optim_bits=8, is_paged=True),
-        "lion": lambda p: bnb.Lion(p, lr=_LR),
-        "lion-8bit": lambda p: bnb.Lion(p, lr=_LR, optim_bits=8),
+        "adafactor": lambda p: adafactor(p, lr=_LR, scale_parameter=False, relative_step=False),
+        "adamw-8bit": lambda p: adamw_kind(p, lr=_LR, optim_bits=8),
+        "paged-adamw": lambda p: adamw_kind(p, lr=_LR, is_paged=True),
+        "paged-adamw-8bit": lambda p: adamw_kind(p, lr=_LR, optim_bits=8, is_paged=True),
+        "lion": lambda p: lion_kind(p, lr=_LR),
+        "lion-8bit": lambda p: lion_kind(p, lr=_LR, optim_bits=8),
     }
 
 

@@ -16,7 +16,13 @@ from torch.nn import functional
 
 from vram_plan.bench.trace.config import TraceConfig
 
-__all__ = ["composites", "cuda_layers", "quantization_state", "quantize_layers", "quantized_parameter"]
+__all__ = [
+    "composites",
+    "cuda_layers",
+    "quantization_state",
+    "quantize_layers",
+    "quantized_parameter",
+]
 
 _BLOCK = 64
 _NESTED_BLOCK = 256
@@ -27,13 +33,14 @@ Make = Callable[[tuple[int, ...], torch.dtype], torch.Tensor]
 
 def quantize_layers(model: Any, config: TraceConfig, compute: torch.dtype) -> Any:
     """Swap the linear layers as transformers does when it loads a quantized model."""
-    from peft import prepare_model_for_kbit_training
-    from transformers import BitsAndBytesConfig
+    import peft
+    import transformers
     from transformers.integrations.bitsandbytes import replace_with_bnb_linear
     from transformers.quantizers.base import get_keys_to_not_convert
 
     four_bit = config.quantization in ("nf4", "fp4")
-    settings = BitsAndBytesConfig(
+    settings_kind: Any = transformers.BitsAndBytesConfig
+    settings = settings_kind(
         load_in_8bit=not four_bit,
         load_in_4bit=four_bit,
         bnb_4bit_quant_type=config.quantization if four_bit else "fp4",
@@ -50,31 +57,33 @@ def quantize_layers(model: Any, config: TraceConfig, compute: torch.dtype) -> An
         for parameter in model.parameters():
             if type(parameter).__name__ == "Int8Params":
                 parameter.data = parameter.data.to(torch.int8)  # loaded ones are quantized
-        prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+        prepare: Any = peft.prepare_model_for_kbit_training
+        prepare(model, use_gradient_checkpointing=False)
     return model
 
 
-def quantized_parameter(old: Any, make: Make) -> torch.nn.Parameter | None:
+def quantized_parameter(old: Any, make: Make) -> Any:
     """The weight a bitsandbytes layer holds once it is on the device; None for other weights."""
     kind = type(old).__name__
     if kind == "Params4bit":
         return _four_bit(old, make)
     if kind == "Int8Params":
-        new = torch.nn.Parameter(make(tuple(old.shape), torch.int8), requires_grad=False)
-        new.CB, new.SCB = new.data, make((old.shape[0],), torch.float32)  # type: ignore[attr-defined]
-        new.has_fp16_weights = False  # type: ignore[attr-defined]
+        new: Any = torch.nn.Parameter(make(tuple(old.shape), torch.int8), requires_grad=False)
+        new.CB, new.SCB = new.data, make((old.shape[0],), torch.float32)
+        new.has_fp16_weights = False
         return new
     return None
 
 
-def _four_bit(old: Any, make: Make) -> torch.nn.Parameter:
+def _four_bit(old: Any, make: Make) -> Any:
     """``quantize_4bit`` of functional.py: packed values, scales, and the scales' own scales."""
-    from bitsandbytes.functional import QuantState
+    from bitsandbytes import functional as bnb
 
+    quant_state: Any = bnb.QuantState
     blocks = -(-old.numel() // _BLOCK)
     options: dict[str, Any] = {"absmax": make((blocks,), torch.float32)}
     if old.compress_statistics:
-        nested = QuantState(
+        nested = quant_state(
             absmax=make((-(-blocks // _NESTED_BLOCK),), torch.float32),
             code=make((256,), torch.float32),
             blocksize=_NESTED_BLOCK,
@@ -86,8 +95,8 @@ def _four_bit(old: Any, make: Make) -> torch.nn.Parameter:
             "state2": nested,
         }
     packed = make(((old.numel() + 1) // 2, 1), torch.uint8)
-    new = torch.nn.Parameter(packed, requires_grad=False)
-    new.quant_state = QuantState(  # type: ignore[attr-defined]
+    new: Any = torch.nn.Parameter(packed, requires_grad=False)
+    new.quant_state = quant_state(
         shape=old.shape,
         code=make((16,), torch.float32),
         blocksize=_BLOCK,
@@ -97,7 +106,7 @@ def _four_bit(old: Any, make: Make) -> torch.nn.Parameter:
     )
     for name in ("compress_statistics", "quant_type", "quant_storage", "blocksize"):
         setattr(new, name, getattr(old, name))
-    new.bnb_quantized = True  # type: ignore[attr-defined]
+    new.bnb_quantized = True
     return new
 
 
@@ -110,30 +119,26 @@ def quantization_state(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tens
                 tensor = getattr(part, field, None)
                 if tensor is not None:
                     yield f"{name}.{field}", tensor
-        if getattr(parameter, "SCB", None) is not None:
-            yield f"{name}.SCB", parameter.SCB
+        scales = getattr(parameter, "SCB", None)
+        if scales is not None:
+            yield f"{name}.SCB", scales
 
 
 def _gemm_4bit(
-    a: torch.Tensor,
-    b: torch.Tensor,
-    shape: Sequence[int],
-    absmax: torch.Tensor,
-    blocksize: int,
-    quant_type: str,
-    bias: torch.Tensor | None = None,
-    absmax_8bit: torch.Tensor | None = None,
-    absmax_code: torch.Tensor | None = None,
-    absmax_offset: torch.Tensor | None = None,
+    a: torch.Tensor, b: torch.Tensor, shape: Sequence[int], *rest: Any, **named: Any
 ) -> torch.Tensor:
     """Dequantize the weight as a whole, then ``linear`` (``_dequant_linear_fallback``)."""
     if a.numel() // a.shape[-1] <= _FUSED_ROWS and a.dtype is not torch.float32:
         return torch.empty((*a.shape[:-1], shape[0]), dtype=a.dtype, device=a.device)
-    if absmax_8bit is not None:
-        scales = torch.empty_like(absmax_8bit, dtype=torch.float32)
-        absmax = scales + absmax_offset
-    weight = torch.empty(tuple(shape), dtype=a.dtype, device=a.device)
-    return functional.linear(a, weight, bias)
+    nested = named.get("absmax_8bit")
+    if nested is not None:
+        scales = torch.empty_like(nested, dtype=torch.float32)
+        absmax = scales + named["absmax_offset"]
+        del scales
+    else:
+        absmax = rest[0]
+    weight = torch.empty(tuple(shape), dtype=a.dtype, device=absmax.device)
+    return functional.linear(a, weight, named.get("bias"))
 
 
 def _int8_vectorwise_quant(
@@ -165,17 +170,11 @@ def _int8_scaled_mm(
     return out.to(dtype or torch.float16)
 
 
-def _int8_mixed_scaled_mm(
-    a: torch.Tensor,
-    ca: torch.Tensor,
-    cb: torch.Tensor,
-    sca: torch.Tensor,
-    scb: torch.Tensor,
-    outlier_cols: torch.Tensor | None = None,
-    bias: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    nothing = torch.empty((0,), dtype=a.dtype)
-    return _int8_scaled_mm(ca, cb, sca, scb, bias, a.dtype), nothing
+def _int8_mixed_scaled_mm(a: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same, with no outlier columns in the activations."""
+    ca, cb, sca, scb, *more = rest
+    bias = more[1] if len(more) > 1 else None
+    return _int8_scaled_mm(ca, cb, sca, scb, bias, a.dtype), torch.empty((0,), dtype=a.dtype)
 
 
 def composites() -> dict[Any, Callable[..., Any]]:
@@ -198,18 +197,10 @@ def cuda_layers() -> Iterator[None]:
     import bitsandbytes as bnb
     from bitsandbytes.autograd import _functions
 
-    def matmul(
-        a: torch.Tensor,
-        b: torch.Tensor,
-        out: Any = None,
-        state: Any = None,
-        threshold: float = 0.0,
-        bias: torch.Tensor | None = None,
-    ) -> Any:
-        state = state or _functions.MatmulLtState()
-        if threshold > 0.0:
-            state.threshold = threshold
-        return _functions.MatMul8bitLt.apply(a, b, out, bias, state)
+    apply: Any = _functions.MatMul8bitLt.apply
+
+    def matmul(a: torch.Tensor, b: torch.Tensor, *, bias: Any = None, state: Any = None) -> Any:
+        return apply(a, b, None, bias, state)
 
     with mock.patch.object(bnb, "matmul", matmul):
         yield

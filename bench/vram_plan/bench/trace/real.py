@@ -10,6 +10,7 @@ import torch
 from vram_plan.bench.trace.build import build_model, count_parameters, materialize
 from vram_plan.bench.trace.config import TraceConfig
 from vram_plan.bench.trace.losses import last_before_loss
+from vram_plan.bench.trace.optimizers import load_libraries
 from vram_plan.bench.trace.step import TrainingStep, make_batch
 from vram_plan.bench.trace.timeline import Block, Event, Trace, round_up
 
@@ -41,6 +42,7 @@ def trace_cpu(config: TraceConfig) -> Trace:
     """Run the step on real tensors; the values are of no matter."""
     started = time.perf_counter()
     model = build_model(config)
+    load_libraries()
     parameters = count_parameters(model)
     watch = _Watch()
     activities = [torch.profiler.ProfilerActivity.CPU]

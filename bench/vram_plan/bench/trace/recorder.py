@@ -14,19 +14,30 @@ from vram_plan.bench.trace.storages import StorageLog, tensors_in
 
 __all__ = ["Recorder"]
 
-_ADD = torch.ops.aten.add.Tensor
-_ITEM = torch.ops.aten._local_scalar_dense.default
+_ATEN = torch.ops.aten
+_ADD = _ATEN.add.Tensor
+#: What autograd's formulas do in place for plain tensors and out of place for subclasses
+#: (``areAnyTensorSubclassLike`` in FunctionsManual.cpp and TensorAdvancedIndexing.cpp), and the
+#: engine's sums, which depend on who else holds the first summand.
+_IN_PLACE = {
+    _ADD: _ATEN.add_.Tensor,
+    _ATEN.index_put.default: _ATEN.index_put_.default,
+    _ATEN.scatter.src: _ATEN.scatter_.src,
+    _ATEN.scatter.value: _ATEN.scatter_.value,
+    _ATEN.scatter_add.default: _ATEN.scatter_add_.default,
+}
+_ITEM = _ATEN._local_scalar_dense.default
 #: References to a tensor, and to its storage, when autograd's buffer is its only holder.
 _ALONE_TENSOR = 4
 _ALONE_STORAGE = 2
-_LIFT = (torch.ops.aten.lift_fresh.default, torch.ops.aten.lift_fresh_copy.default)
+_LIFT = (_ATEN.lift_fresh.default, _ATEN.lift_fresh_copy.default)
 
 
-class Recorder(TorchDispatchMode):
+class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
     """Runs below autograd: forward, recomputation, backward and optimizer all pass through."""
 
     def __init__(self, log: StorageLog, paths: ModulePaths, rules: DeviceRules) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # likewise
         self.log = log
         self.paths = paths
         self.rules = rules
@@ -35,31 +46,37 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operator and note the storages of its results."""
         kwargs = kwargs or {}
-        log, rules = self.log, self.rules
         path, in_node = self.paths.current()
         if func is _ITEM:
             # A fake tensor has no value; the step's control flow does not hang on this one.
             return _any_value(args[0])
-        if func is _ADD and in_node and _from_engine() and may_accumulate_in_place(args[0]):
-            return args[0].add_(args[1])
+        if in_node and func in _IN_PLACE and _from_engine():
+            if func is not _ADD:
+                func = _IN_PLACE[func]
+            elif may_accumulate_in_place(args[0]):
+                return args[0].add_(args[1])
         inside = self.composites.get(func)
         if inside is not None:
             with self:
                 return inside(*args, **kwargs)
         result = func(*args, **kwargs)
+        self._note(func, result, path, in_node)
         name = func.__name__.removesuffix(".default")
-        scratch = rules.scratch(func, args, kwargs, result)
+        self.log.scratch(self.rules.scratch(func, args, kwargs, result), name, path)
+        return result
+
+    def _note(self, func: Any, result: Any, path: str, in_node: bool) -> None:
+        log = self.log
+        name = func.__name__.removesuffix(".default")
+        counter = func in _LIFT and log.phase == "step" and self.rules.has_host
         for tensor in tensors_in(result):
-            if func in _LIFT and log.phase == "step" and rules.has_host:
+            if counter:
                 log.on_host(tensor)  # torch.tensor(…) in an optimizer: a step counter
                 continue
-            block = log.see(tensor, name, path, rules.size_bytes(func, tensor))
+            block = log.see(tensor, name, path, self.rules.size_bytes(func, tensor))
             if block is not None:
                 block.in_backward = in_node
                 block.recomputed = log.phase == "backward" and bool(self.paths.stack)
-        if scratch:
-            log.scratch(scratch, name, path)
-        return result
 
 
 def _from_engine() -> bool:
@@ -76,7 +93,7 @@ def _any_value(tensor: torch.Tensor) -> Any:
     return 1.0 if tensor.dtype.is_floating_point else 1
 
 
-def may_accumulate_in_place(tensor: torch.Tensor) -> bool:
+def may_accumulate_in_place(tensor: Any) -> bool:
     """Whether autograd's engine would add a second gradient into the first one's memory.
 
     It does when nobody else holds the tensor or its storage (torch/csrc/autograd/
@@ -85,7 +102,7 @@ def may_accumulate_in_place(tensor: torch.Tensor) -> bool:
     hold references of their own.
     """
     storage = tensor.untyped_storage()
-    return (
+    return bool(
         tensor._use_count() == _ALONE_TENSOR
         and torch._C._storage_Use_Count(storage._cdata) == _ALONE_STORAGE
         and torch._prims_common.is_non_overlapping_and_dense_or_false(tensor)

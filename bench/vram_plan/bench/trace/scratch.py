@@ -12,7 +12,7 @@ import torch
 
 from vram_plan.bench.trace.attention import backward_scratch
 
-__all__ = ["cuda_scratch"]
+__all__ = ["cuda_scratch", "grouped_mm"]
 
 _INDEX_BYTES = 8
 _FP32_BYTES = 4
@@ -52,6 +52,25 @@ def _embedding_backward(args: Any) -> list[int]:
     per_index = [_INDEX_BYTES * count] * 3
     per_segment = [_INDEX_BYTES * segments] * 2
     return [*per_index, *per_segment, _INDEX_BYTES * pieces, _FP32_BYTES * pieces * grad.shape[-1]]
+
+
+def grouped_mm(
+    a: torch.Tensor, b: torch.Tensor, offs: torch.Tensor | None = None, *rest: Any, **kwargs: Any
+) -> torch.Tensor:
+    """The result of ``_grouped_mm`` for every type; the fake kernel insists on bf16.
+
+    Rows are padded to 16 bytes (cuda/GroupedBlas.cpp, ``create_grouped_gemm_output_tensor``).
+    """
+    if a.dim() == 2 and b.dim() == 2:
+        assert offs is not None
+        shape = [offs.shape[0], a.shape[0], b.shape[1]]
+    elif a.dim() == 3 and b.dim() == 3:
+        shape = [a.shape[0], a.shape[1], b.shape[2]]
+    else:
+        shape = [a.shape[-2], b.shape[-1]]
+    row = -(-shape[-1] * a.itemsize // 16) * 16 // a.itemsize
+    strides = [row, 1] if len(shape) == 2 else [row * shape[1], row, 1]
+    return torch.empty_strided(shape, strides, dtype=a.dtype, device=a.device)
 
 
 _HANDLERS = {

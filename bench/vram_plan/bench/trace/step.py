@@ -38,9 +38,9 @@ class TrainingStep:
         config: TraceConfig,
         model: Any,
         observer: Observer,
-        autocast: Autocast = partial(torch.autocast, "cpu"),
+        autocast: Autocast | None = None,
     ) -> None:
-        self.autocast = autocast
+        self.autocast = autocast or partial(torch.autocast, "cpu")
         self.config = config
         self.model = model
         self.observer = observer

@@ -190,10 +190,10 @@ def _table(blocks: Iterable[Block], rows: int, collapse: bool) -> Iterator[str]:
     yield f"{total:>18,}  total of {sum(map(len, groups.values()))} tensors"
     ordered = sorted(groups.items(), key=lambda item: -sum(item[1]))
     for key, sizes in ordered[:rows]:
-        component, phase, module, op, shape, dtype = key
+        component, phase, path, op, shape, dtype = key
         yield (
             f"{sum(sizes):>18,}  {len(sizes):>3} × {shape:<22} {dtype:<8} {component:<16} "
-            f"{phase:<9} {module or '-'} [{op}]"
+            f"{phase:<9} {path or '-'} [{op}]"
         )
     if len(ordered) > rows:
         rest = sum(sum(sizes) for _, sizes in ordered[rows:])

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from vram_plan.estimator.blocks.gpt_parts import Inputs, embed_tokens, model, only_eager, plain_mlp
+from vram_plan.estimator.blocks.gpt_parts import (
+    Inputs,
+    attend,
+    embed_tokens,
+    model,
+    only_eager,
+    plain_mlp,
+)
 from vram_plan.estimator.blocks.gptj import head, shared_tensors
 from vram_plan.estimator.forward import Forward
 from vram_plan.estimator.ops.elementwise import FP32_BYTES, copy
@@ -12,8 +19,8 @@ from vram_plan.estimator.ops.split import split
 from vram_plan.estimator.segment import Composition
 from vram_plan.estimator.tape import Tensor
 from vram_plan.profiles.model import ModelSpec
-
-from vram_plan.estimator.blocks.gpt_parts import attend
+_PARTS = 4
+"""The projection's rows come in this many parts (``mp_num``), each with queries, values, keys."""
 
 
 def block(f: Forward, x: Tensor, shared: Inputs) -> Tensor:
@@ -31,10 +38,9 @@ def attention(f: Forward, x: Tensor) -> Tensor:
     hidden = spec.hidden_size
     fused = f.linear("attn.qkv_proj", x, (hidden, 3 * hidden), split="column")
     third = fused.numel // 3
-    q_view, v_view, k_view = split(t, fused, (third, third, third))
-    q, k = copy(t, q_view), copy(t, k_view)
-    v = copy(t, v_view)
-    del q_view, k_view, v_view
+    q, v, k = split(t, fused, (third, third, third))
+    if spec.num_attention_heads > _PARTS:  # else merging the parts' heads is a view
+        q, k, v = copy(t, q), copy(t, k), copy(t, v)
     half = t.new(f.seq * spec.rotary_dim, FP32_BYTES)
     half = half.view(half.numel // 2)
     share = spec.rotary_dim / spec.head_dim

@@ -38,12 +38,14 @@ def layer4(f: Forward, x: Tensor, shared: Mapping[str, Tensor]) -> Tensor:
 
 
 def self_attention(f: Forward, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """``GlmAttention.forward``."""
+    """``GlmAttention.forward``: every layer interleaves cos and sin anew."""
     t, entered = f.t, x
     q, k = query(f, x), key(f, x)
     v = value(f, x)
+    cos, sin = t.new(cos.numel, cos.itemsize), t.new(sin.numel, sin.itemsize)
     q = rotate_part(t, q, cos, sin, rotated(f, q.numel))
     k = rotate_part(t, k, cos, sin, rotated(f, k.numel))
+    del cos, sin
     return attend(f, q, k, v, entered)
 
 

@@ -5,20 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from vram_plan.estimator.blocks.experts import grouped_experts, halves, router_logits
-from vram_plan.estimator.blocks.heads import shifted_loss, token_embedding
-from vram_plan.estimator.blocks.llama import rotary_tables, self_attention
+from vram_plan.estimator.blocks.granite import head
+from vram_plan.estimator.blocks.heads import multiplied_embedding
+from vram_plan.estimator.blocks.llama import decoder, self_attention
 from vram_plan.estimator.forward import Forward
 from vram_plan.estimator.ops.attention import softmax
 from vram_plan.estimator.ops.elementwise import FP32_BYTES, cast, scale
 from vram_plan.estimator.ops.experts import topk
-from vram_plan.estimator.segment import Composition, Segment
+from vram_plan.estimator.segment import Composition
 from vram_plan.estimator.tape import Tensor
 from vram_plan.profiles.model import ModelSpec
-
-
-def embedding(f: Forward, ids: Tensor, shared: Mapping[str, Tensor]) -> Tensor:
-    """``inputs_embeds * embedding_multiplier``."""
-    return scale(f.t, token_embedding(f, ids, shared))
 
 
 def layer(f: Forward, x: Tensor, shared: Mapping[str, Tensor]) -> Tensor:
@@ -68,24 +64,6 @@ def shared_mlp(f: Forward, x: Tensor) -> Tensor:
     return f.linear("shared_mlp.output_linear", halves(f, x), (width, hidden), split="row")
 
 
-def head(f: Forward, x: Tensor, shared: Mapping[str, Tensor]) -> Tensor:
-    """The last norm, ``logits / logits_scaling`` and the loss."""
-    x = f.rms_norm("norm", x.moved(), f.spec.hidden_size)
-    with f.t.scope("logits"):
-        logits = f.head_linear(x, (f.spec.hidden_size, f.spec.vocab_size))
-        logits = scale(f.t, logits)
-        return shifted_loss(f, logits)
-
-
 def compose(spec: ModelSpec) -> Composition:
     """``GraniteMoeForCausalLM`` and ``GraniteMoeSharedForCausalLM``."""
-    return Composition(
-        segments=(
-            Segment(name="model.embed_tokens", kind="embedding", run=embedding),
-            Segment(
-                name="model.layers", kind="layer", run=layer, count=spec.num_hidden_layers, first=0
-            ),
-            Segment(name="lm_head", kind="head", run=head),
-        ),
-        shared=rotary_tables,
-    )
+    return decoder(spec, layer, head=head, embed=multiplied_embedding)

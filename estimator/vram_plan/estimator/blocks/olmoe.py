@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from vram_plan.estimator.blocks.experts import grouped_experts, prenorm_layer, softmax_router
 from vram_plan.estimator.blocks.llama import attend, decoder, projected
 from vram_plan.estimator.forward import Forward
-from vram_plan.estimator.ops.elementwise import relayout
-from vram_plan.estimator.ops.experts import clamp_in_place
+from vram_plan.estimator.ops.elementwise import clamp_in_place, relayout
 from vram_plan.estimator.ops.rotary import rotate
 from vram_plan.estimator.segment import Composition
 from vram_plan.estimator.tape import Tensor

@@ -20,10 +20,23 @@ def embedding(
 
     def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
         _ = kept
-        dense = t.new(table.numel, table.itemsize, "gradients")
-        if joins:
-            joined = t.new(table.numel, table.itemsize, "gradients")
-            del joined
-        return (dense,)
+        return (t.new(table.numel, table.itemsize, "gradients"),)
 
-    return t.record(out, (table,), backward)
+    return t.record(out, (_Joined(table, t) if joins else table,), backward)
+
+
+class _Joined(Param):
+    """A table whose other gradient cannot be added to in place."""
+
+    __slots__ = ("table", "tape")
+
+    def __init__(self, table: Param, tape: Tape) -> None:
+        super().__init__(
+            name=table.name, numel=table.numel, itemsize=table.itemsize, trainable=True
+        )
+        self.table, self.tape = table, tape
+
+    def accumulate(self, grad: Tensor) -> None:
+        """Make the sum, which takes the place of both."""
+        total = self.tape.new(grad.numel, grad.itemsize, "gradients")
+        self.table.accumulate(total)

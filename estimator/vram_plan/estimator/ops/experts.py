@@ -158,25 +158,19 @@ def sort_by_expert(
 
 
 def clamp(t: Tape, x: Tensor, *, sides: int = 2) -> Tensor:
-    """``x.clamp(min, max)``: keeps x."""
-    return _clamped(t, x, t.new(x.numel, x.itemsize), x, sides)
+    """``x.clamp(min, max)``: keeps x; going back one boolean mask for each of its ``sides``.
 
-
-def clamp_in_place(t: Tape, x: Tensor) -> Tensor:
-    """``x.clamp_(min, max)``: keeps a copy of what x was."""
-    before = t.new(x.numel, x.itemsize) if t.needs(x.node) else x
-    return _clamped(t, x, Tensor(x.numel, x.itemsize, x.storage), before, 2)
-
-
-def _clamped(t: Tape, x: Tensor, out: Tensor, saved: Tensor, sides: int) -> Tensor:
-    """``clamp_backward``: ``where(min <= saved <= max, grad, 0)``, one boolean mask a side."""
-    kept, numel, itemsize = saved.storage, x.numel, x.itemsize
+    ``clamp_backward``: ``where(min <= x <= max, grad, 0)``.
+    """
+    kept, numel, itemsize = x.storage, x.numel, x.itemsize
 
     def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
         _ = kept
+        zero = t.new(1, itemsize)
         masks = [t.new(numel, 1) for _ in range(sides)]
         result = t.new(numel, itemsize)
         masks.clear()
+        del zero
         return (result,)
 
-    return t.record(out, (x.node,), backward)
+    return t.record(t.new(numel, itemsize), (x.node,), backward)

@@ -115,6 +115,19 @@ def _from_one(t: Tape, weight: Param) -> Tensor:
     return t.record(out, (weight if weight.trainable else None,), backward)
 
 
+def t5_norm(t: Tape, x: Tensor, weight: Param, width: int) -> Tensor:
+    """``weight * (x * rsqrt(mean(x.float()²) + ε)).to(weight.dtype)``: T5LayerNorm.
+
+    transformers 5.23.0 ``models/t5/modeling_t5.py``: x itself is multiplied, not its fp32 copy,
+    and the product is cast for 16-bit weights alone.
+    """
+    variance = reduce_last(t, power(t, cast(t, x, FP32_BYTES)), width)
+    x = mul(t, x, _rsqrt(t, shift(t, variance)))
+    if weight.itemsize < FP32_BYTES:
+        return weight_product(t, cast(t, x, weight.itemsize), weight)
+    return weight_product(t, x, weight)
+
+
 def _rsqrt(t: Tape, x: Tensor) -> Tensor:
     """``rsqrt``: saves its output; ``-0.5 · grad · result³`` makes two temporaries."""
     out = t.new(x.numel, x.itemsize)

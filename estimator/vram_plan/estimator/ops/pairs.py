@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from vram_plan.estimator.ops.elementwise import FP32_BYTES, add, cast, concat, mul, narrow
+from vram_plan.estimator.ops.elementwise import (
+    FP32_BYTES,
+    add,
+    cast,
+    concat,
+    mul,
+    narrow,
+    subtract,
+)
 from vram_plan.estimator.ops.split import split
 from vram_plan.estimator.tape import Tape, Tensor
-
-
-def subtract(t: Tape, a: Tensor, b: Tensor) -> Tensor:
-    """``a - b`` of one shape: saves nothing; b's gradient is a negated copy."""
-    a_needs, b_needs = a.requires_grad, b.requires_grad
-
-    def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
-        return grad if a_needs else None, t.new(grad.numel, grad.itemsize) if b_needs else None
-
-    return t.record(t.new(a.numel, max(a.itemsize, b.itemsize)), (a.node, b.node), backward)
 
 
 def rotate_slices(t: Tape, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

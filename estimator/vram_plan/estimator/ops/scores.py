@@ -43,20 +43,32 @@ class Written:
 
 def written(t: Tape, q: Tensor, k: Tensor, v: Tensor, s: Heads, how: Written) -> Tensor:
     """Scores, mask, softmax, dropout, product with the values, and the result laid out by tokens."""
-    if s.kv_heads != s.heads:
-        k, v = repeat(t, k, s.heads // s.kv_heads), repeat(t, v, s.heads // s.kv_heads)
+    k, v = repeated(t, k, s), repeated(t, v, s)
     if how.wide_products:
         q, k = cast(t, q, FP32_BYTES), cast(t, k, FP32_BYTES)
-    weights = batched_product(
-        t, factor(t, q, s, how, "q"), factor(t, k, s, how, "k"), s.scores
-    )
-    weights = masked(t, weights, how)
+    factors = factor(t, q, s, how, "q"), factor(t, k, s, how, "k")
+    weights = masked(t, batched_product(t, *factors, s.scores), how)
+    del factors
     weights = softmax(t, weights, width_of(weights, how), half_to_float=s.half)
     weights = cast(t, weights, v.itemsize)
     weights = dropout(t, weights, s.dropout)
     numel = s.batch * s.heads * s.seq * s.value_dim
     out = batched_product(t, low(t, weights, how), factor(t, v, s, how, "v"), numel)
     return copy(t, out)
+
+
+def repeated(t: Tape, x: Tensor, s: Heads) -> Tensor:
+    """``repeat_kv``: a copy for every query head that shares a key, but a view of a single head.
+
+    That view is copied by ``matmul`` all the same, unless there is only one sequence.
+    """
+    if s.heads == s.kv_heads:
+        return x
+    if s.batch > 1 or s.kv_heads > 1:
+        return repeat(t, x, s.heads // s.kv_heads)
+    numel, itemsize = x.numel, x.itemsize
+    out = Tensor(s.heads * numel, itemsize, x.storage)
+    return t.record(out, (x.node,), lambda grad: (t.new(numel, itemsize),))
 
 
 def masked(t: Tape, weights: Tensor, how: Written) -> Tensor:

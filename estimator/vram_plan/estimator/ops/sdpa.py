@@ -29,13 +29,13 @@ _MASK_ALIGNMENT = 16
 
 
 def kernel_for(itemsize: int, s: Heads, *, masked: bool) -> str:
-    """``flash`` (16 bits, no mask), ``efficient`` (equal heads, aligned widths) or ``math``."""
+    """``flash`` (16 bits, no mask, one width), ``efficient`` (equal heads, aligned) or ``math``."""
     same = s.head_dim == s.value_dim
     if itemsize == 2 and not masked and same and s.head_dim <= _MAX_FLASH_HEAD_DIM:
         return "flash"
     alignment = 8 if itemsize == 2 else 4
     aligned = s.head_dim % alignment == 0 and s.value_dim % alignment == 0
-    return "efficient" if aligned and same and s.heads == s.kv_heads else "math"
+    return "efficient" if aligned and s.heads == s.kv_heads else "math"
 
 
 def sdpa(
@@ -69,9 +69,12 @@ def integrated(t: Tape, q: Tensor, k: Tensor, v: Tensor, s: Heads) -> Tensor:
 def efficient(
     t: Tape, parts: tuple[Tensor, Tensor, Tensor], s: Heads, mask: Tensor | None
 ) -> Tensor:
-    """The memory-efficient kernel: keeps q, k, v, out, log-sum-exp, the additive mask and seeds."""
+    """The memory-efficient kernel: keeps q, k, v, out, log-sum-exp, the additive mask and seeds.
+
+    A mask that learns (T5's position bias) gets a gradient for every sequence of the batch.
+    """
     q, k, v = parts
-    bias = _aligned(t, additive(t, mask, q.itemsize), s)
+    bias = _expanded(t, _aligned(t, additive(t, mask, q.itemsize), s), s)
     out = t.new(s.batch * s.seq * s.heads * s.value_dim, q.itemsize)
     if not t.needs(q.node, k.node, v.node):
         return out
@@ -80,17 +83,33 @@ def efficient(
     first, second = t.new(1, 8), t.new(1, 8)
     kept = (q.storage, k.storage, v.storage, out.storage, lse.storage)
     seeds = (first.storage, second.storage, bias.storage if bias else None)
-    sizes, itemsize = (q.numel, k.numel, v.numel), q.itemsize
+    edges = (q.node, k.node, v.node, bias.node if bias else None)
+    aligned = s.kv_seq + -s.kv_seq % _MASK_ALIGNMENT
+    learned = (s.scores // s.kv_seq * aligned,) if edges[3] else ()
+    sizes, itemsize = (q.numel, k.numel, v.numel, *learned), q.itemsize
 
     def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
         _ = kept, seeds
         grads = tuple(t.new(size, itemsize) for size in sizes)
-        for made in grads:
+        for made in grads[:3]:
             made.by_token = True
         t.new(s.batch * s.heads * s.seq, FP32_BYTES)
-        return grads
+        return grads if learned else (*grads, None)
 
-    return t.record(out, (q.node, k.node, v.node), backward)
+    return t.record(out, edges, backward)
+
+
+def _expanded(t: Tape, mask: Tensor | None, s: Heads) -> Tensor | None:
+    """The mask for every sequence, a view; a gradient of it is summed over the batch."""
+    if mask is None or mask.node is None:
+        return mask
+    numel, itemsize = mask.numel, mask.itemsize
+    out = Tensor(s.scores, itemsize, mask.storage)
+
+    def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
+        return (grad.view() if s.batch == 1 else t.new(numel, itemsize),)
+
+    return t.record(out, (mask.node,), backward)
 
 
 def additive(t: Tape, mask: Tensor | None, itemsize: int) -> Tensor | None:
@@ -103,7 +122,9 @@ def _aligned(t: Tape, mask: Tensor | None, s: Heads) -> Tensor | None:
     missing = -s.kv_seq % _MASK_ALIGNMENT
     if mask is None or not missing:
         return mask
-    return t.new(mask.numel // s.kv_seq * (s.kv_seq + missing), mask.itemsize)
+    numel, itemsize = mask.numel, mask.itemsize
+    out = t.new(numel // s.kv_seq * (s.kv_seq + missing), itemsize)
+    return t.record(out, (mask.node,), lambda grad: (t.new(numel, itemsize),))
 
 
 def math(t: Tape, parts: tuple[Tensor, Tensor, Tensor], s: Heads, mask: Tensor | None) -> Tensor:

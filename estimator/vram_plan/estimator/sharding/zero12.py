@@ -39,7 +39,8 @@ def entries(shares: Shares) -> list[Entry]:
     if shares.config.offload in {"optimizer", "optimizer+params"}:
         found += flat_offload_entries(shares)
     else:
-        found += state_entries(shares, shares.partition, "partition")
+        copies = shares.width * (shares.span + shares.partition)
+        found += state_entries(shares, shares.partition, freed=copies)
         found += _gradient_entries(shares)
         found += _step_entries(shares)
     return [*found, *bucket_entries(shares)]
@@ -82,15 +83,19 @@ def weight_entries(shares: Shares) -> list[Entry]:
     ]
 
 
-def state_entries(shares: Shares, elements: int, of: str) -> list[Entry]:
-    """fp32 master weights and optimizer states of ``elements`` parameters on the device."""
+def state_entries(shares: Shares, elements: int, *, freed: int) -> list[Entry]:
+    """fp32 master weights and optimizer states of ``elements`` parameters on the device.
+
+    ``freed`` are bytes of gradient copies that are gone when the optimizer makes its temporaries.
+    """
     states = shares.states(elements)
+    share = f"{shares.trainable:,} parameters / {shares.ranks} ranks"
     return [
         Entry(
             component="master_weights",
             name="fp32 master weights",
             bytes=FP32 * elements,
-            formula=f"4 · {elements:,} parameters ({of})",
+            formula=f"4 · {share}",
             source=SOURCE,
             state=True,
         ),
@@ -98,14 +103,14 @@ def state_entries(shares: Shares, elements: int, of: str) -> list[Entry]:
             component="optimizer_states",
             name="optimizer states",
             bytes=states.nbytes,
-            formula=f"{states.formula}, {elements:,} parameters ({of})",
+            formula=f"{states.formula}, {share}",
             source=states.source,
             state=True,
         ),
         Entry(
             component="temporaries",
-            name="temporaries of the optimizer",
-            bytes=states.step,
+            name="temporaries of the optimizer beyond the gradient copies it no longer needs",
+            bytes=max(0, states.step - freed),
             formula=states.step_formula,
             source=states.source,
             alive=frozenset({OPTIMIZER_STEP}),

@@ -62,6 +62,7 @@ class Gathering:
         numels: elements of every weight.
         nbytes: bytes of every weight when gathered (padded to the number of ranks).
         resident: weights that stay gathered during the passes.
+        flat: gathered weights are unpacked from a flat buffer (more than one rank).
     """
 
     numels: Sequence[int]
@@ -69,6 +70,7 @@ class Gathering:
     resident: frozenset[int]
     limits: Limits
     calls: Sequence[Call]
+    flat: bool = True
     peaks: dict[tuple[str, int, int], int] = field(default_factory=dict)
     live: int = 0
     available: int = 0
@@ -95,6 +97,7 @@ class Gathering:
                 step += 1
             else:
                 self._release(call, step)
+            self._change(0, call)
         return self.peaks
 
     def _fetch(self, call: Call, step: int) -> None:
@@ -140,10 +143,10 @@ class Gathering:
         if not bucket.unpacked:
             bucket.unpacked = True
             self.gathered.update(bucket.weights)
-            if len(bucket.weights) > 1:
+            if self.flat and len(bucket.weights) > 1:
                 self._change(bucket.flat, call)
         bucket.waiting.discard(weight)
-        if not bucket.waiting and len(bucket.weights) > 1:
+        if self.flat and not bucket.waiting and len(bucket.weights) > 1:
             self._change(-bucket.flat, call)
 
     def _release(self, call: Call, step: int) -> None:

@@ -1,0 +1,28 @@
+"""DeepSpeed: which of its engines runs a configuration."""
+
+from __future__ import annotations
+
+from vram_plan.estimator.config import TrainConfig
+from vram_plan.estimator.ledger import Entry
+from vram_plan.estimator.sharding import onebit, zero0, zero3, zero12
+from vram_plan.estimator.sharding.base import Rank
+from vram_plan.estimator.sharding.zero_parts import Shares
+
+
+def keeps_gradients(config: TrainConfig) -> bool:
+    """Whether gradients stay where autograd puts them until the backward pass is over."""
+    if config.grad_accum > 1 or config.zero in {2, 3}:
+        return False
+    return not (config.zero == 1 and config.zero_sizes.overlap_comm)
+
+
+def entries(rank: Rank) -> list[Entry]:
+    """Everything but activations that one rank holds under DeepSpeed."""
+    shares = Shares(rank)
+    if rank.config.optimizer == "one-bit-adam":
+        return onebit.entries(shares)
+    if rank.config.zero == 3:
+        return zero3.entries(shares)
+    if rank.config.zero in {1, 2}:
+        return zero12.entries(shares)
+    return zero0.entries(shares)
