@@ -11,7 +11,7 @@ from vram_plan.estimator.ops import attention, elementwise, sdpa
 from vram_plan.estimator.ops.embedding import embedding
 from vram_plan.estimator.ops.linear import AutocastWeight, cached_cast, linear
 from vram_plan.estimator.ops.quantized import dequantized_linear, int8_linear
-from vram_plan.estimator.ops.norm import layer_norm, layer_norm_wide, rms_norm, rms_norm_wide, t5_norm
+from vram_plan.estimator.ops.norm import layer_norm, layer_norm_wide, rms_norm, rms_norm_wide
 from vram_plan.estimator.tape import Param, Tape, Tensor
 from vram_plan.profiles.model import ModelSpec
 
@@ -37,6 +37,9 @@ class Treatment:
         attention: ``flash``, ``sdpa``, ``eager`` or ``block-sparse``.
         attention_density: share of the scores that block-sparse attention computes.
         loss: ``hf``, ``fused-ce``, ``chunked`` or ``liger``.
+        loss_code: how transformers shifts logits against labels: ``padded`` labels (now),
+            ``shifted`` logits (4.46 and later, which copied them), ``rebound`` (until 4.45: the
+            same, the 16-bit logits gone).
         tensor: ranks that split heads, feed-forward and vocabulary (tensor parallelism).
         expert: ranks that divide the experts of a sparse layer (expert parallelism).
         sequence_parallel: norms and residuals are split over the tensor ranks too.
@@ -57,6 +60,7 @@ class Treatment:
     attention: str = "flash"
     attention_density: float = 1.0
     loss: str = "hf"
+    loss_code: str = "padded"
     tensor: int = 1
     expert: int = 1
     sequence_parallel: bool = False
@@ -233,10 +237,6 @@ class Forward:
         """The same over each head, with a weight of all heads' ``width`` together."""
         weight = self.param(f"{name}.weight", width // self.how.tensor, "norm")
         return layer_norm_wide(self.t, x, weight, self.spec.head_dim)
-
-    def t5_norm(self, name: str, x: Tensor, width: int) -> Tensor:
-        """An RMS norm as T5LayerNorm writes it."""
-        return t5_norm(self.t, x, self.param(f"{name}.weight", width, "norm"), width)
 
     def layer_norm(self, name: str, x: Tensor, width: int, *, bias: bool = True) -> Tensor:
         """``torch.nn.LayerNorm``; autocast runs it in fp32."""

@@ -1,12 +1,20 @@
 """GLM-4-9B in transformers' classes: Phi-3's feed-forward part, half of each head rotated."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
-from vram_plan.estimator.blocks.llama import attend, decoder, key, query, value
+from vram_plan.estimator.blocks.llama import (
+    attend,
+    decoder,
+    key,
+    query,
+    rotary_tables,
+    value,
+)
 from vram_plan.estimator.blocks.phi3 import fused_mlp, rotated
 from vram_plan.estimator.forward import Forward
 from vram_plan.estimator.ops.rotary import rotate_part
-from vram_plan.estimator.segment import Composition
+from vram_plan.estimator.segment import Composition, Shared
 from vram_plan.estimator.tape import Tensor
 from vram_plan.profiles.model import ModelSpec
 
@@ -49,6 +57,13 @@ def self_attention(f: Forward, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return attend(f, q, k, v, entered)
 
 
+def passing_tables(f: Forward) -> dict[str, Shared]:
+    """cos and sin of the model, which no layer saves."""
+    tables = rotary_tables(f)
+    return tables | {name: replace(tables[name], saved=False) for name in ("cos", "sin")}
+
+
 def compose(spec: ModelSpec) -> Composition:
     """``GlmForCausalLM`` and ``Glm4ForCausalLM``."""
-    return decoder(spec, layer4 if spec.model_type == "glm4" else layer)
+    chosen = layer4 if spec.model_type == "glm4" else layer
+    return decoder(spec, chosen, shared=passing_tables)

@@ -6,8 +6,28 @@ from collections.abc import Mapping
 
 from vram_plan.estimator.forward import Forward
 from vram_plan.estimator.ops.cross_entropy import INDEX_BYTES, cross_entropy
-from vram_plan.estimator.ops.elementwise import FP32_BYTES, cast, scale, tanh
-from vram_plan.estimator.tape import Tensor
+from vram_plan.estimator.ops.elementwise import (
+    FP32_BYTES,
+    add,
+    cast,
+    copy,
+    narrow,
+    scale,
+    tanh,
+)
+from vram_plan.estimator.ops.fused_losses import (
+    Chunk,
+    checkpointed,
+    entropy_beside_loss,
+    fused_cross_entropy,
+    fused_linear_cross_entropy,
+    pick_rows,
+    widened,
+)
+from vram_plan.estimator.ops.linear import linear
+from vram_plan.estimator.tape import Param, Tape, Tensor
+
+CHUNK_TOKENS = 256
 
 
 def token_embedding(f: Forward, ids: Tensor, shared: Mapping[str, Tensor]) -> Tensor:
@@ -28,12 +48,14 @@ def multiplied_embedding(f: Forward, ids: Tensor, shared: Mapping[str, Tensor]) 
 
 
 def causal_lm_loss(f: Forward, x: Tensor, *, width: int = 0, scaled: bool = False) -> Tensor:
-    """``lm_head`` and ``ForCausalLMLoss``: logits in fp32, then cross-entropy.
+    """``lm_head`` and the loss of the configuration; ``scaled``: logits are times a number.
 
-    transformers 5.23.0 ``loss/loss_utils.py``. The model's output holds the 16-bit logits until
-    the loss is taken from it. ``scaled``: they are multiplied by a number first.
+    ``hf`` is ``ForCausalLMLoss`` of transformers 5.23.0 ``loss/loss_utils.py``. The model's output
+    holds the 16-bit logits until the loss is taken from it.
     """
     with f.t.scope("logits"):
+        if f.how.loss in ("liger", "chunked"):
+            return fused_head(f, x, width or f.spec.hidden_size)
         logits = f.head_linear(x, (width or f.spec.hidden_size, f.spec.vocab_size))
         if scaled:
             logits = scale(f.t, logits)
@@ -41,14 +63,82 @@ def causal_lm_loss(f: Forward, x: Tensor, *, width: int = 0, scaled: bool = Fals
             logits = scale(f.t, logits)
             logits = tanh(f.t, logits)
             logits = scale(f.t, logits)
+        if f.how.loss_code == "rebound":
+            logits = cast(f.t, logits, FP32_BYTES)
         return shifted_loss(f, logits)
 
 
 def shifted_loss(f: Forward, logits: Tensor) -> Tensor:
-    """``ForCausalLMLoss`` on logits: the labels are padded by one, then copied from the second on."""
-    wide = cast(f.t, logits, FP32_BYTES)
-    padded = f.t.new(f.tokens + f.batch, INDEX_BYTES)
-    labels = f.t.new(f.tokens, INDEX_BYTES)
-    loss = cross_entropy(f.t, wide, labels)
+    """``ForCausalLMLoss`` on logits, in fp32.
+
+    Now the labels are padded by one, then copied from the second on; up to transformers 4.4x
+    (``loss_code``) the logits were copied without each sequence's last. A batch of one needs
+    neither copy: its slices are contiguous.
+    """
+    t, wide = f.t, cast(f.t, logits, FP32_BYTES)
+    if f.how.loss_code == "padded":
+        padded = t.new(f.tokens + f.batch, INDEX_BYTES)
+        labels = t.new(f.tokens, INDEX_BYTES) if f.batch > 1 else padded
+        loss = _kernel(f, wide, labels)
+        del padded
+        return loss
+    tokens = f.tokens - f.batch
+    shifted = narrow(t, wide, wide.numel // f.tokens * tokens)
+    if f.batch > 1:
+        shifted = copy(t, shifted)
+    return _kernel(f, shifted, t.new(tokens, INDEX_BYTES))
+
+
+def _kernel(f: Forward, logits: Tensor, labels: Tensor) -> Tensor:
+    if f.how.loss == "fused-ce":
+        return fused_cross_entropy(f.t, logits, labels.numel)
+    return cross_entropy(f.t, logits, labels)
+
+
+def fused_head(f: Forward, x: Tensor, width: int) -> Tensor:
+    """Losses that never hold the logits of all tokens."""
+    t, outputs = f.t, -(-f.spec.vocab_size // f.how.tensor)
+    tied = f.spec.tie_word_embeddings
+    name = f"{'embed_tokens' if tied else 'lm_head'}.weight"
+    weight = f.param(name, (outputs, width), "head")
+    if f.how.loss == "chunked":
+        return chunked_loss(f, x, weight, outputs)
+    padded = t.new(f.tokens + f.batch, INDEX_BYTES)
+    labels = t.new(f.tokens, INDEX_BYTES) if f.batch > 1 else padded
     del padded
+    loss = fused_linear_cross_entropy(t, x, weight, f.tokens, outputs)
+    del labels
     return loss
+
+
+def chunked_loss(f: Forward, x: Tensor, weight: Param, outputs: int) -> Tensor:
+    """Head and cross-entropy in checkpointed chunks of 256 tokens, in fp32.
+
+    huggingface/trl ``trl/trainer/sft_trainer.py``, ``_chunked_cross_entropy_loss``: tokens are
+    sorted so that those with a label come first; every chunk casts the head's weight.
+    """
+    t = f.t
+    tokens, width = f.tokens - f.batch, x.numel // f.tokens
+    hidden = narrow(t, x, tokens * width)
+    if f.batch > 1:
+        hidden = copy(t, hidden)
+    chosen = pick_rows(t, hidden, tokens)
+    del hidden
+    total = t.new(1, FP32_BYTES)
+    for start in range(0, tokens, CHUNK_TOKENS):
+        rows = min(CHUNK_TOKENS, tokens - start)
+        part = narrow(t, chosen, rows * width)
+        total = add(t, total, checkpointed(t, part, _chunk(weight, rows, outputs)))
+    return scale(t, total)
+
+
+def _chunk(weight: Param, rows: int, outputs: int) -> Chunk:
+    """One chunk's summed loss; its accuracy and entropy are computed beside it."""
+
+    def run(t: Tape, part: Tensor) -> Tensor:
+        wide = widened(t, weight)
+        logits = linear(t, cast(t, part, FP32_BYTES), wide, None, outputs)
+        labels = Tensor(rows, INDEX_BYTES, None)
+        return entropy_beside_loss(t, logits, labels)
+
+    return run

@@ -69,6 +69,7 @@ def expand_kv(f: Forward, kv: Tensor, k_rot: Tensor) -> tuple[Tensor, Tensor]:
     both = relayout(f.t, f.linear("self_attn.kv_b_proj", kv, shape, split="column"))
     sizes = (f.tokens * heads * spec.qk_nope_head_dim, f.tokens * heads * spec.v_head_dim)
     k_pass, value = split(f.t, both, sizes)
+    value.by_token = True
     key = fill(f.t, (k_pass, expand(f.t, k_rot, heads)))
     return key, value
 

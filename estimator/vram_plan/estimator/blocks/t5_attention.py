@@ -1,0 +1,93 @@
+"""T5's attention: scores are not scaled; a bias of the distance between positions is added.
+
+transformers 5.23.0 ``models/t5/modeling_t5.py`` (mT5 is a copy) and ``models/umt5/…``, whose blocks
+each have a bias of their own. T5 does not support flash attention there: ``flash`` means ``sdpa``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from vram_plan.estimator.forward import Forward
+from vram_plan.estimator.ops.attention import LOW_BYTES
+from vram_plan.estimator.ops.cross_entropy import INDEX_BYTES
+from vram_plan.estimator.ops.elementwise import cast, copy, relayout
+from vram_plan.estimator.ops.plain_attention import plain
+from vram_plan.estimator.ops.sdpa import sdpa
+from vram_plan.estimator.tape import Leaf, Tensor
+
+BOOLEAN_BYTES = 1
+ENCODED, MASK = "encoder", "mask"
+
+
+def bias_name(f: Forward, *, cross: bool) -> str:
+    """Under which name the first block of a stack hands its bias to the others."""
+    return f"{f.stack}.{'cross' if cross else 'position'}_bias"
+
+
+def attention(
+    f: Forward, name: str, x: Tensor, shared: Mapping[str, Tensor], *, cross: bool = False
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """``T5Attention.forward``: its output, the position bias it used, the attention weights."""
+    spec = f.spec
+    shape, read = (spec.hidden_size, spec.query_dim), shared[ENCODED] if cross else x
+    q = relayout(f.t, f.linear(f"{name}.q", x, shape, split="column"))
+    k = relayout(f.t, f.linear(f"{name}.k", read, shape, split="column"))
+    v = relayout(f.t, f.linear(f"{name}.v", read, shape, split="column"))
+    k, v = f.how.method.keys_values(f, k, v)
+    bias = shared.get(bias_name(f, cross=cross))
+    if bias is None:
+        bias = _zeros(f, q) if cross else _relative(f, name)
+    out, weights = _kernel(f, (q, k, v), bias, None if cross else shared.get(MASK), cross=cross)
+    out = f.linear(f"{name}.o", out, shape[::-1], split="row")
+    return f.sublayer("attention", out, x), bias, weights
+
+
+def _relative(f: Forward, name: str) -> Tensor:
+    """``compute_bias``: [1, heads, seq, seq], a permuted view of a lookup by distance."""
+    buckets, heads = f.spec.relative_attention_num_buckets, f.spec.num_attention_heads
+    distances = f.t.new(f.seq * f.seq, INDEX_BYTES)
+    return f.embedding(
+        f"{name}.relative_attention_bias", distances, buckets, heads // f.how.tensor
+    )
+
+
+def _zeros(f: Forward, q: Tensor) -> Tensor:
+    """No bias between target and source; under checkpointing T5 asks for its gradient."""
+    heads = f.spec.num_attention_heads // f.how.tensor
+    zeros = f.t.new(heads * f.seq * f.source_seq, q.itemsize)
+    if f.checkpointed and f.how.training and f.spec.model_type != "umt5":
+        zeros.node = Leaf()
+    return zeros
+
+
+def _kernel(
+    f: Forward,
+    parts: tuple[Tensor, Tensor, Tensor],
+    bias: Tensor,
+    mask: Tensor | None,
+    *,
+    cross: bool,
+) -> tuple[Tensor, Tensor | None]:
+    keys = (f.source_seq if cross else f.seq) + f.how.method.prefix_tokens
+    s = f.heads(kv_seq=keys)
+    if f.how.attention == "eager":
+        return plain(f.t, parts, s, bias=bias, mask=mask)
+    causal = f.stack == "decoder" and not cross
+    added = bias if cross else copy(f.t, _where_causal(f, bias) if causal else bias)
+    if f.how.autocast:
+        added = cast(f.t, added, LOW_BYTES)
+    return sdpa(f.t, *parts, s, mask=added), None
+
+
+def _where_causal(f: Forward, bias: Tensor) -> Tensor:
+    """``torch.where(causal, bias, lowest)``: keeps the condition."""
+    numel, itemsize = bias.numel, bias.itemsize
+    condition = f.t.new(f.seq * f.seq, BOOLEAN_BYTES)
+    kept = condition.storage
+
+    def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
+        _ = kept
+        return (f.t.new(numel, itemsize),)
+
+    return f.t.record(f.t.new(numel, itemsize), (bias.node,), backward)
