@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -118,7 +119,7 @@ def simulate(run: Run) -> Cost:
         cast, saved = _leave_autocast(f)
         waiting = _await_gradients(run, made, borrowed)
         made = _recompute(f, run, entered[0], borrowed)
-    kept = borrowed.kept()
+    kept = borrowed.kept() | made.kept()
     if made.node is not None:
         made.receive(waiting)
         f.t.backward(made.node, made.left.numel, made.left.itemsize)
@@ -158,6 +159,11 @@ class _Made:
     node: Node | None
     left: Boundary
     extra: tuple[tuple[str, Boundary, Node | None], ...]
+    stored: tuple[tuple[str, weakref.ref[Storage]], ...]
+
+    def kept(self) -> frozenset[str]:
+        """Names of what it made whose bytes its own backward functions keep."""
+        return frozenset(name for name, stored in self.stored if stored() is not None)
 
     def receive(self, waiting: dict[str, Tensor]) -> None:
         """Hand the gradients that later readers left to the tensors they belong to."""
@@ -240,8 +246,9 @@ def _forward(f: Forward, run: Run, entered: Tensor, borrowed: Borrowed) -> _Made
     }
     left = run.segment.run(f, entered, shared | borrowed.read())
     extra = tuple((name, _boundary(x), x.node) for name, x in f.produced.items())
+    stored = tuple((name, weakref.ref(x.storage)) for name, x in f.produced.items() if x.storage)
     f.produced.clear()
-    return _Made(left.node, _boundary(left), extra)
+    return _Made(left.node, _boundary(left), extra, stored)
 
 
 def _boundary(x: Tensor) -> Boundary:

@@ -68,7 +68,9 @@ def scaled_dot_product_attention(
     """
     given = {**dict(zip(("attn_mask", "dropout_p", "is_causal"), rest, strict=False)), **named}
     mask = given.get("attn_mask")
-    options = {name: given[name] for name in ("dropout_p", "is_causal") if name in given}
+    options: dict[str, Any] = {
+        name: given[name] for name in ("dropout_p", "is_causal") if name in given
+    }
     kernel = kernel_for(query, key, value, mask, options.get("is_causal", False))
     if kernel == "flash":
         return _flash(query, key, value, scale=given.get("scale"), **options)
@@ -81,8 +83,8 @@ def scaled_dot_product_attention(
         return out
     options["enable_gqa"] = given.get("enable_gqa", False)
     plain = torch.ops.aten._scaled_dot_product_attention_math
-    out = plain(query, key, value, _additive(mask, query.dtype), **options)[0]
-    return out
+    result: torch.Tensor = plain(query, key, value, _additive(mask, query.dtype), **options)[0]
+    return result
 
 
 def _flash(*tensors: torch.Tensor, scale: float | None, **options: Any) -> torch.Tensor:

@@ -13,7 +13,7 @@ from vram_plan.bench.trace.cuda import CudaRules
 from vram_plan.bench.trace.losses import last_before_loss
 from vram_plan.bench.trace.modules import ModulePaths, shorten
 from vram_plan.bench.trace.optimizers import load_libraries
-from vram_plan.bench.trace.quantized import quantization_state
+from vram_plan.bench.trace.quantized import dora_on_quantized, quantization_state
 from vram_plan.bench.trace.recorder import Recorder
 from vram_plan.bench.trace.rules import CpuRules, DeviceRules, fake_tensors_count
 from vram_plan.bench.trace.step import TrainingStep, make_batch
@@ -70,6 +70,7 @@ def trace_fake(config: TraceConfig) -> Trace:
     rules: DeviceRules = CudaRules() if config.rules == "cuda" else CpuRules()
     log = StorageLog()
     with ExitStack() as stack:
+        stack.enter_context(dora_on_quantized())
         stack.enter_context(fake_tensors_count())
         stack.enter_context(rules.installed())
         model = build_model(config)

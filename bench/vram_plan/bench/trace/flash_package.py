@@ -46,24 +46,11 @@ def _varlen(*args: Any, **kwargs: Any) -> Any:
 
 
 #: The parameters of flash_attn_varlen_func, flash_attn_interface.py.
-_NAMES = [
-    "q",
-    "k",
-    "v",
-    "cu_seqlens_q",
-    "cu_seqlens_k",
-    "max_seqlen_q",
-    "max_seqlen_k",
-    "dropout_p",
-    "softmax_scale",
-    "causal",
-    "window_size",
-    "softcap",
-    "alibi_slopes",
-    "deterministic",
-    "return_attn_probs",
-    "block_table",
-]
+_NAMES = (
+    *("q", "k", "v", "cu_seqlens_q", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k"),
+    *("dropout_p", "softmax_scale", "causal", "window_size", "softcap", "alibi_slopes"),
+    *("deterministic", "return_attn_probs", "block_table"),
+)
 _varlen.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # Python reads it
     [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in _NAMES]
 )

@@ -18,7 +18,9 @@ from vram_plan.bench.trace.config import TraceConfig
 
 __all__ = [
     "composites",
+    "cpu_composites",
     "cuda_layers",
+    "dora_on_quantized",
     "quantization_state",
     "quantize_layers",
     "quantized_parameter",
@@ -28,6 +30,9 @@ _BLOCK = 64
 _NESTED_BLOCK = 256
 #: Above so many rows the 4-bit weight is dequantized as a whole; below, a fused kernel may run.
 _FUSED_ROWS = 512
+_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+#: 1 / 127, as bitsandbytes' backends/default and PEFT's integrations.py write it.
+_INT8_STEP = 7.874015718698502e-3
 Make = Callable[[tuple[int, ...], torch.dtype], torch.Tensor]
 
 
@@ -51,6 +56,11 @@ def quantize_layers(model: Any, config: TraceConfig, compute: torch.dtype) -> An
     model = replace_with_bnb_linear(
         model, modules_to_not_convert=kept, quantization_config=settings
     )
+    for module in model.modules():
+        # Layers are made in torch's default type; the checkpoint's values bring the model's.
+        if type(module).__name__ in ("Linear4bit", "Linear8bitLt"):
+            for parameter in module.parameters():
+                parameter.data = parameter.data.to(_TYPES[config.dtype])
     model.is_loaded_in_4bit, model.is_loaded_in_8bit = four_bit, not four_bit
     model.config.quantization_config = settings
     if config.kbit_preparation:
@@ -124,12 +134,19 @@ def quantization_state(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tens
             yield f"{name}.SCB", scales
 
 
+def _gemm_4bit_cuda(
+    a: torch.Tensor, b: torch.Tensor, shape: Sequence[int], *rest: Any, **named: Any
+) -> torch.Tensor:
+    """A fused kernel for few rows, else the same as everywhere."""
+    if a.numel() // a.shape[-1] <= _FUSED_ROWS and a.dtype is not torch.float32:
+        return torch.empty((*a.shape[:-1], shape[0]), dtype=a.dtype, device=a.device)
+    return _gemm_4bit(a, b, shape, *rest, **named)
+
+
 def _gemm_4bit(
     a: torch.Tensor, b: torch.Tensor, shape: Sequence[int], *rest: Any, **named: Any
 ) -> torch.Tensor:
     """Dequantize the weight as a whole, then ``linear`` (``_dequant_linear_fallback``)."""
-    if a.numel() // a.shape[-1] <= _FUSED_ROWS and a.dtype is not torch.float32:
-        return torch.empty((*a.shape[:-1], shape[0]), dtype=a.dtype, device=a.device)
     nested = named.get("absmax_8bit")
     if nested is not None:
         scales = torch.empty_like(nested, dtype=torch.float32)
@@ -177,6 +194,14 @@ def _int8_mixed_scaled_mm(a: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, to
     return _int8_scaled_mm(ca, cb, sca, scb, bias, a.dtype), torch.empty((0,), dtype=a.dtype)
 
 
+def cpu_composites() -> dict[Any, Callable[..., Any]]:
+    """The same for the CPU's backend; its int8 layers use torch's operators."""
+    import bitsandbytes as bnb
+
+    assert bnb.functional is not None  # its import defines the operators
+    return {torch.ops.bitsandbytes.gemm_4bit.default: _gemm_4bit}
+
+
 def composites() -> dict[Any, Callable[..., Any]]:
     """Operator → the same in operators that allocate what it does."""
     import bitsandbytes as bnb
@@ -184,7 +209,7 @@ def composites() -> dict[Any, Callable[..., Any]]:
     ops = torch.ops.bitsandbytes
     assert bnb.functional is not None  # its import defines the operators
     return {
-        ops.gemm_4bit.default: _gemm_4bit,
+        ops.gemm_4bit.default: _gemm_4bit_cuda,
         ops.int8_vectorwise_quant.default: _int8_vectorwise_quant,
         ops.int8_scaled_mm.default: _int8_scaled_mm,
         ops.int8_mixed_scaled_mm.default: _int8_mixed_scaled_mm,
@@ -203,4 +228,29 @@ def cuda_layers() -> Iterator[None]:
         return apply(a, b, None, bias, state)
 
     with mock.patch.object(bnb, "matmul", matmul):
+        yield
+
+
+def _dequantized(module: Any) -> Any:
+    """PEFT's ``dequantize_module_weight`` for weights that stand for bitsandbytes' classes."""
+    import bitsandbytes as bnb
+
+    weight = module.weight
+    if getattr(weight, "quant_state", None) is not None:
+        return bnb.functional.dequantize_4bit(weight.data, weight.quant_state)
+    if weight.dtype is torch.int8:
+        scales = weight.SCB if getattr(weight, "SCB", None) is not None else module.state.SCB
+        return weight.data * scales.view(-1, 1) * _INT8_STEP
+    return weight
+
+
+@contextmanager
+def dora_on_quantized() -> Iterator[None]:
+    """DoRA looks into quantized weights, while PEFT wraps them and in every forward."""
+    from peft.tuners.lora import dora
+
+    with (
+        mock.patch.object(dora, "dequantize_module_weight", _dequantized),
+        mock.patch.object(dora, "deepcopy", lambda module: module),
+    ):
         yield

@@ -11,6 +11,7 @@ from vram_plan.bench.trace.build import build_model, count_parameters, materiali
 from vram_plan.bench.trace.config import TraceConfig
 from vram_plan.bench.trace.losses import last_before_loss
 from vram_plan.bench.trace.optimizers import load_libraries
+from vram_plan.bench.trace.quantized import dora_on_quantized
 from vram_plan.bench.trace.step import TrainingStep, make_batch
 from vram_plan.bench.trace.timeline import Block, Event, Trace, round_up
 
@@ -40,6 +41,11 @@ class _Watch:
 
 def trace_cpu(config: TraceConfig) -> Trace:
     """Run the step on real tensors; the values are of no matter."""
+    with dora_on_quantized():
+        return _run(config)
+
+
+def _run(config: TraceConfig) -> Trace:
     started = time.perf_counter()
     model = build_model(config)
     load_libraries()
@@ -48,14 +54,13 @@ def trace_cpu(config: TraceConfig) -> Trace:
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True) as profiler:
         materialize(model, lambda shape, dtype: torch.full(shape, 0.01).to(dtype))
-        head = _loss_hook(last_before_loss(model, config.loss), watch)
+        hook = _loss_hook(last_before_loss(model, config.loss), watch)
         batch = make_batch(config)
         step = TrainingStep(config, model, watch)
         for _ in range(config.steps):
             watch.enter("start")
             step.run(batch)
-        watch.mark("end")
-        head.remove()
+        hook.remove()
     return _account(
         _in_order(profiler.profiler.kineto_results.experimental_event_tree()),
         seconds=time.perf_counter() - started,
@@ -87,40 +92,53 @@ def _account(profiled: list[Any], **totals: Any) -> Trace:
     from torch._C._profiler import _EventType
 
     trace = Trace(start_bytes=0, start_blocks=[], events=[], marks={}, **totals)
-    live, phase, op, count = 0, "build", "", 0
-    blocks: dict[int, Block] = {}
+    account = _Account()
     for item in profiled:
-        if item.tag != _EventType.Allocation:
-            op = item.name
-            if op.startswith(_PHASE):
-                phase = op.removeprefix(_PHASE)
-                trace.events.append(Event(_NOTHING, 0, live, phase))
-            if op == _PHASE + "start":
-                trace.start_bytes, trace.start_blocks = live, list(blocks.values())
-                trace.events, trace.marks = [], {}
-            elif op.startswith(_MARK):
-                trace.marks[op.removeprefix(_MARK)] = len(trace.events)
+        if item.tag == _EventType.Allocation:
+            event = account.change(item.extra_fields.alloc_size, item.extra_fields.ptr)
+            if event is not None:
+                trace.events.append(event)
             continue
-        size, address = item.extra_fields.alloc_size, item.extra_fields.ptr
+        account.op = item.name
+        if item.name == _PHASE + "start":
+            trace.start_bytes, trace.start_blocks = account.live, list(account.blocks.values())
+            trace.events, trace.marks = [], {}
+        if item.name.startswith(_PHASE):
+            account.phase = item.name.removeprefix(_PHASE)
+            trace.events.append(Event(_NOTHING, 0, account.live, account.phase))
+        elif item.name.startswith(_MARK):
+            trace.marks[item.name.removeprefix(_MARK)] = len(trace.events)
+    return trace
+
+
+class _Account:
+    """The bytes alive, by address."""
+
+    def __init__(self) -> None:
+        self.live = 0
+        self.phase = "build"
+        self.op = ""
+        self.blocks: dict[int, Block] = {}
+        self.count = 0
+
+    def change(self, size: int, address: int) -> Event | None:
+        """One event of the allocator; None for memory made before the profiler began."""
         if size > 0:
-            count += 1
-            made = op.removeprefix("aten::")
-            block = Block(
-                number=count,
+            self.count += 1
+            block = self.blocks[address] = Block(
+                number=self.count,
                 bytes=round_up(size),
                 shape=(size,),
                 dtype="bytes",
-                op=made,
+                op=self.op.removeprefix("aten::"),
                 module="",
-                phase=phase,
+                phase=self.phase,
             )
-            blocks[address] = block
             delta = block.bytes
-        elif address in blocks:
-            block = blocks.pop(address)
+        elif address in self.blocks:
+            block = self.blocks.pop(address)
             delta = -block.bytes
         else:
-            continue  # made before the profiler began
-        live += delta
-        trace.events.append(Event(block, delta, live, phase))
-    return trace
+            return None
+        self.live += delta
+        return Event(block, delta, self.live, self.phase)

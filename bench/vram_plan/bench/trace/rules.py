@@ -8,6 +8,8 @@ from unittest import mock
 
 import torch
 
+from vram_plan.bench.trace.quantized import cpu_composites
+
 __all__ = ["CpuRules", "DeviceRules", "fake_tensors_count", "never"]
 
 
@@ -45,6 +47,10 @@ class CpuRules(DeviceRules):
     common one first (aten/src/ATen/TensorIterator.cpp, ``compute_types``), where CUDA's cast as
     they load.
     """
+
+    def composites(self) -> dict[Any, Callable[..., Any]]:
+        """Bitsandbytes' 4-bit product, which the CPU always does by dequantizing."""
+        return cpu_composites()
 
     def scratch(self, func: Any, args: Any, kwargs: Any, result: Any) -> list[int]:
         """The copies of inputs that are not of the common type."""

@@ -180,7 +180,7 @@ def _under(path: str, module: str) -> bool:
 
 
 def _table(blocks: Iterable[Block], rows: int, collapse: bool) -> Iterator[str]:
-    groups: dict[tuple[str, ...], list[int]] = {}
+    groups: dict[tuple[str, str, str, str, str, str], list[int]] = {}
     for block in blocks:
         shape = "x".join(map(str, block.shape)) or "scalar"
         module = re.sub(r"\b\d+\b", "*", block.module) if collapse else block.module
@@ -189,8 +189,7 @@ def _table(blocks: Iterable[Block], rows: int, collapse: bool) -> Iterator[str]:
     total = sum(sum(sizes) for sizes in groups.values())
     yield f"{total:>18,}  total of {sum(map(len, groups.values()))} tensors"
     ordered = sorted(groups.items(), key=lambda item: -sum(item[1]))
-    for key, sizes in ordered[:rows]:
-        component, phase, path, op, shape, dtype = key
+    for (component, phase, path, op, shape, dtype), sizes in ordered[:rows]:
         yield (
             f"{sum(sizes):>18,}  {len(sizes):>3} × {shape:<22} {dtype:<8} {component:<16} "
             f"{phase:<9} {path or '-'} [{op}]"

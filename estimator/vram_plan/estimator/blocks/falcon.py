@@ -54,19 +54,27 @@ def layer(f: Forward, x: Tensor, shared: Inputs) -> Tensor:
 def attention(f: Forward, x: Tensor, shared: Inputs) -> Tensor:
     """``FalconAttention.forward``."""
     spec, entered = f.spec, x
-    hidden, bias = spec.hidden_size, spec.attention_bias
+    hidden = spec.hidden_size
     outputs = spec.query_dim + 2 * spec.kv_dim
     name = "self_attention.query_key_value"
-    fused = f.linear(name, x, (hidden, outputs), bias=bias, split="column")
+    fused = dense(f, name, x, (hidden, outputs), "column")
     q, k, v = split_heads(f, fused)
     if spec.position_embedding_type == "rope":
         cos, sin = shared["cos"], shared["sin"]
         q, k = rotate(f.t, q, cos, sin), rotate(f.t, k, cos, sin)
     k, v = f.how.method.keys_values(f, k, v)
     out = kernel(f, (q, k, v), shared, x.itemsize)
-    out = f.linear("self_attention.dense", out, (hidden, hidden), bias=bias, split="row")
+    out = dense(f, "self_attention.dense", out, (hidden, hidden), "row")
     del fused
     return f.sublayer("attention", out, entered)
+
+
+def dense(f: Forward, name: str, x: Tensor, shape: tuple[int, int], split: str) -> Tensor:
+    """``FalconLinear``: the product and its sum with the bias are two tensors for a moment."""
+    out = f.linear(name, x, shape, bias=f.spec.mlp_bias, split=split)
+    if f.spec.mlp_bias:
+        f.t.new(out.numel, out.itemsize)
+    return out
 
 
 def kernel(
@@ -125,9 +133,9 @@ def merged(f: Forward, weights: Tensor, v: Tensor, s: Heads) -> Tensor:
 def mlp(f: Forward, x: Tensor) -> Tensor:
     """``FalconMLP.forward``."""
     spec, entered = f.spec, x
-    shape, bias = (spec.hidden_size, spec.intermediate_size), spec.mlp_bias
-    x = f.act(f.linear("mlp.dense_h_to_4h", x, shape, bias=bias, split="column"))
-    x = f.linear("mlp.dense_4h_to_h", x, shape[::-1], bias=bias, split="row")
+    shape = (spec.hidden_size, spec.intermediate_size)
+    x = f.act(dense(f, "mlp.dense_h_to_4h", x, shape, "column"))
+    x = dense(f, "mlp.dense_4h_to_h", x, shape[::-1], "row")
     return f.sublayer("mlp", x, entered)
 
 

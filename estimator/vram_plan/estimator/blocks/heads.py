@@ -122,23 +122,25 @@ def chunked_loss(f: Forward, x: Tensor, weight: Param, outputs: int) -> Tensor:
     hidden = narrow(t, x, tokens * width)
     if f.batch > 1:
         hidden = copy(t, hidden)
-    chosen = pick_rows(t, hidden, tokens)
+    valid, count = t.new(tokens, 1), t.new(1, INDEX_BYTES)
+    chosen, labels = pick_rows(t, hidden, tokens), t.new(tokens, INDEX_BYTES)
     del hidden
     total = t.new(1, FP32_BYTES)
     for start in range(0, tokens, CHUNK_TOKENS):
         rows = min(CHUNK_TOKENS, tokens - start)
         part = narrow(t, chosen, rows * width)
-        total = add(t, total, checkpointed(t, part, _chunk(weight, rows, outputs)))
+        run = _chunk(weight, Tensor(rows, INDEX_BYTES, labels.storage), outputs)
+        total = add(t, total, checkpointed(t, part, run))
+    del valid, count
     return scale(t, total)
 
 
-def _chunk(weight: Param, rows: int, outputs: int) -> Chunk:
+def _chunk(weight: Param, labels: Tensor, outputs: int) -> Chunk:
     """One chunk's summed loss; its accuracy and entropy are computed beside it."""
 
     def run(t: Tape, part: Tensor) -> Tensor:
-        wide = widened(t, weight)
-        logits = linear(t, cast(t, part, FP32_BYTES), wide, None, outputs)
-        labels = Tensor(rows, INDEX_BYTES, None)
+        wide = cast(t, part, FP32_BYTES)
+        logits = linear(t, wide, widened(t, weight), None, outputs)
         return entropy_beside_loss(t, logits, labels)
 
     return run

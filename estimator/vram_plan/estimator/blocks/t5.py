@@ -119,10 +119,10 @@ def head(f: Forward, x: Tensor, shared: Mapping[str, Tensor]) -> Tensor:
     spec = f.spec
     x = f.dropout(norm(f, "decoder.final_layer_norm", x.moved()), spec.hidden_dropout)
     scaled = spec.model_type == "umt5" or (spec.model_type == "t5" and spec.tie_word_embeddings)
-    if scaled:
-        x = scale(f.t, x)
+    # The decoder's outputs hold x while its scaled copy is projected.
+    read = scale(f.t, x) if scaled else x
     with f.t.scope("logits"):
-        return loss_of(f, f.head_linear(x, (spec.hidden_size, spec.vocab_size)))
+        return loss_of(f, f.head_linear(read, (spec.hidden_size, spec.vocab_size)))
 
 
 def _stack(spec: ModelSpec, stack: str) -> tuple[Segment, ...]:

@@ -131,3 +131,25 @@ def prepend(t: Tape, first: Tensor, numel: int) -> Tensor:
     return t.record(
         t.new(numel, first.itemsize), (first.node,), lambda grad: (grad.view(size),)
     )
+
+
+def past_key_values(t: Tape, past: Tensor, numel: int) -> tuple[Tensor, Tensor]:
+    """A layer's keys and values of ``numel`` elements, copied out of all layers' ``past``.
+
+    Going back, every layer's slice has left a gradient of its size; they are joined in one tensor
+    (``split_backward``). The others' slices stand for what the layers behind have left.
+    """
+    size, itemsize = past.numel, past.itemsize
+    keys, values = t.new(numel, itemsize), t.new(numel, itemsize)
+    waiting: list[Tensor] = []
+
+    def join(grad: Tensor) -> tuple[Tensor | None, ...]:
+        others = t.new(size, itemsize)
+        joined = t.new(size, itemsize)
+        del others
+        waiting.clear()
+        return (joined,)
+
+    whole = t.record(Tensor(0, itemsize, None), (past.node,), join)
+    keys = t.record(keys, (whole.node,), lambda grad: (grad,))
+    return keys, t.record(values, (whole.node,), lambda grad: (grad,))

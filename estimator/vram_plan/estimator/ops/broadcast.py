@@ -54,23 +54,27 @@ def math(
 ) -> Tensor:
     """``_scaled_dot_product_attention_math`` (torch 2.13.0) in fp32 with a boolean mask.
 
-    Its ``add_`` of the mask is in place.
+    Its ``add_`` of the mask is in place. It returns the probabilities in the inputs' dtype too,
+    which nobody keeps.
     """
     if autocast:
         parts = (cast(t, parts[0], 2), cast(t, parts[1], 2), cast(t, parts[2], 2))
     itemsize = parts[0].itemsize
     bias = t.new(mask.numel, itemsize)
     q, k, v = (cast(t, x, FP32_BYTES) for x in parts)
-    scaled = factor(t, scale(t, q), s, s.heads, autocast=False)
-    keys = factor(t, scale(t, k), s, s.kv_heads, autocast=False)
-    weights = batched_product(t, scaled, keys, s.scores)
-    weights = Tensor(weights.numel, weights.itemsize, weights.storage, weights.node)
-    weights = safe_softmax(t, weights, s)
+    scaled = scale(t, q)
+    factors = (
+        factor(t, scaled, s, s.heads, autocast=False),
+        factor(t, scale(t, k), s, s.kv_heads, autocast=False),
+    )
+    weights = safe_softmax(t, batched_product(t, *factors, s.scores).moved(), s)
+    del factors
     weights = dropout(t, weights, s.dropout)
+    second = weights if itemsize == FP32_BYTES else t.new(weights.numel, itemsize)
     values = factor(t, v, s, s.kv_heads, autocast=False)
     out = batched_product(t, weights, values, s.batch * s.heads * s.seq * s.value_dim)
     out = cast(t, out, itemsize)
-    del bias
+    del bias, q, scaled, second
     return copy(t, out)
 
 

@@ -17,11 +17,11 @@ def cross_entropy(
     ``aten/src/ATen/autocast_mode.h``).
     """
     if autocast:
-        return _nll_loss(t, cast(t, _log_softmax(t, logits), FP32_BYTES), labels)
-    return _nll_loss(t, _log_softmax(t, logits), labels)
+        return nll_loss(t, cast(t, log_softmax(t, logits), FP32_BYTES), labels)
+    return nll_loss(t, log_softmax(t, logits), labels)
 
 
-def _log_softmax(t: Tape, logits: Tensor) -> Tensor:
+def log_softmax(t: Tape, logits: Tensor) -> Tensor:
     out = t.new(logits.numel, logits.itemsize)
     kept = out.storage
 
@@ -32,7 +32,7 @@ def _log_softmax(t: Tape, logits: Tensor) -> Tensor:
     return t.record(out, (logits.node,), backward)
 
 
-def _nll_loss(t: Tape, scores: Tensor, labels: Tensor) -> Tensor:
+def nll_loss(t: Tape, scores: Tensor, labels: Tensor) -> Tensor:
     numel, itemsize = scores.numel, scores.itemsize
     out = t.new(1, FP32_BYTES)
     total_weight = t.new(1, FP32_BYTES)

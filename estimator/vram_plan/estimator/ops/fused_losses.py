@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from vram_plan.estimator.ops.cross_entropy import INDEX_BYTES, cross_entropy
+from vram_plan.estimator.ops.cross_entropy import INDEX_BYTES, log_softmax, nll_loss
 from vram_plan.estimator.ops.elementwise import FP32_BYTES
 from vram_plan.estimator.ops.linear import AutocastWeight
 from vram_plan.estimator.tape import Leaf, Param, Tape, Tensor
@@ -47,12 +47,15 @@ def fused_linear_cross_entropy(
     grad_input = t.new(numel, itemsize)
     grad_weight = t.new(weight.numel, weight.itemsize, "gradients") if trains else None
     losses = t.new(tokens, FP32_BYTES)
-    mask, count = t.new(tokens, 1), t.new(1, INDEX_BYTES)
+    mask = t.new(tokens, 1)
     rows = min(tokens, liger_rows(tokens, outputs, width))
-    _chunk_peak(t, (rows, width, outputs), itemsize, weight)
-    del mask, count
+    logits = t.new(rows * outputs, itemsize)
+    if rows < tokens:
+        # The next chunk's logits are made before the last ones' name is free.
+        logits = t.new(rows * outputs, itemsize)
+    _chunk_gradients(t, rows * width, itemsize, weight)
     out = t.new(1, FP32_BYTES)
-    del losses
+    del mask, losses, logits
     kept = grad_input.storage, grad_weight.storage if grad_weight else None
     weight_numel, weight_bytes = weight.numel, weight.itemsize
 
@@ -69,17 +72,14 @@ def liger_rows(tokens: int, vocabulary: int, width: int) -> int:
     return 1 << (rows - 1).bit_length()
 
 
-def _chunk_peak(t: Tape, shape: tuple[int, int, int], itemsize: int, weight: Param) -> None:
-    """What one chunk makes: logits, the input's gradient, the weight's gradient twice."""
-    rows, width, outputs = shape
-    logits = t.new(rows * outputs, itemsize)
-    share = t.new(rows * width, itemsize)
+def _chunk_gradients(t: Tape, numel: int, itemsize: int, weight: Param) -> None:
+    """What one chunk makes of its logits: the input's gradient, the weight's in two dtypes."""
+    share = t.new(numel, itemsize)
     del share
     if weight.trainable:
         product = t.new(weight.numel, itemsize)
         wide = t.new(weight.numel, FP32_BYTES) if itemsize != FP32_BYTES else None
         del product, wide
-    del logits
 
 
 def checkpointed(t: Tape, x: Tensor, run: Chunk) -> Tensor:
@@ -114,10 +114,7 @@ _ANCHOR = Leaf()
 
 def pick_rows(t: Tape, x: Tensor, tokens: int) -> Tensor:
     """Sort tokens and index ``x`` by the order: keeps the order, makes a full gradient."""
-    valid = t.new(tokens, 1)
-    count = t.new(1, INDEX_BYTES)
     order = t.new(tokens, INDEX_BYTES)
-    del valid, count
     numel, itemsize, kept = x.numel, x.itemsize, order.storage
 
     def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -136,7 +133,8 @@ def widened(t: Tape, weight: Param) -> Param:
 
 def entropy_beside_loss(t: Tape, logits: Tensor, labels: Tensor) -> Tensor:
     """log_softmax, its loss, and its exponential times itself for the entropy."""
-    loss = cross_entropy(t, logits, labels)
+    scores = log_softmax(t, logits)
+    loss = nll_loss(t, scores, labels)
     probabilities = t.new(logits.numel, logits.itemsize)
     product = t.new(logits.numel, logits.itemsize)
     del probabilities, product

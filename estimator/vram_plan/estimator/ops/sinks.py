@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-from vram_plan.estimator.ops.attention import Heads, batched_product, repeat_heads, softmax
-from vram_plan.estimator.ops.elementwise import add, copy, dropout, narrow, scale
+from vram_plan.estimator.ops.attention import (
+    Heads,
+    batched_product,
+    low,
+    merged,
+    repeat_heads,
+    softmax,
+)
+from vram_plan.estimator.ops.elementwise import add, cast, dropout, narrow, scale
 from vram_plan.estimator.ops.experts import INDEX_BYTES
 from vram_plan.estimator.tape import Param, Tape, Tensor
 
@@ -16,16 +23,18 @@ def sink_attention(
     The softmax stays in the scores' dtype; the largest score of a row is subtracted first.
     """
     q, k, v = parts
-    k, v = repeat_heads(t, k, s), repeat_heads(t, v, s)
-    weights = scale(t, batched_product(t, q, k, s.scores))
-    weights = add(t, weights, Tensor(0, weights.itemsize, None))
+    keys, values = repeat_heads(t, k, s), repeat_heads(t, v, s)
+    weights = scale(t, batched_product(t, low(t, q, s), low(t, keys, s), s.scores))
+    weights = add(t, weights, Tensor(0, q.itemsize, None))
     combined = append_sinks(t, weights, sinks, s)
     combined = subtract_largest(t, combined, s)
     probabilities = softmax(t, combined, combined.itemsize, half_to_float=False)
     weights = dropout(t, narrow(t, probabilities, s.scores), s.dropout)
-    del probabilities
-    out = copy(t, batched_product(t, weights, v, s.batch * s.heads * s.seq * s.value_dim))
-    del combined
+    weights = cast(t, weights, values.itemsize)
+    numel = s.batch * s.heads * s.seq * s.value_dim
+    out = batched_product(t, low(t, weights, s, flat=True), low(t, values, s), numel)
+    out = merged(t, out, s)
+    del combined, probabilities
     return out
 
 

@@ -1,0 +1,122 @@
+"""Learned keys and values in front of every attention: prefix tuning as PEFT 0.21.2 runs it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vram_plan.estimator.methods.places import Placed, is_cross
+from vram_plan.estimator.ops.adapters import past_key_values
+from vram_plan.estimator.ops.elementwise import activation, cast, concat, relayout
+from vram_plan.estimator.ops.embedding import embedding
+from vram_plan.estimator.tape import Leaf, Tensor
+
+if TYPE_CHECKING:
+    from vram_plan.estimator.config import TrainConfig
+    from vram_plan.estimator.forward import Forward
+    from vram_plan.profiles.model import ModelSpec
+
+UNSUPPORTED = {
+    "albert": "its classes ignore past keys and values",
+    "deberta": "its classes take no past keys and values",
+    "deberta-v2": "its classes take no past keys and values",
+    "deepseek_v2": "PEFT gives latent attention keys of the wrong width",
+    "deepseek_v3": "PEFT gives latent attention keys of the wrong width",
+    "distilbert": "PEFT does not find its width",
+    "mpt": "PEFT does not find its number of heads",
+}
+"""``model_type`` → why ``PrefixTuningConfig`` fails (PEFT 0.21.2 with transformers 5.23.0)."""
+
+
+def prefix_width(spec: ModelSpec) -> int:
+    """Width of the keys of one virtual token (``_prepare_prompt_learning_config`` of PEFT).
+
+    Falcon's cache holds a key for every query head, however few are projected.
+    """
+    return spec.hidden_size if spec.model_type == "falcon" else spec.kv_dim
+
+
+def prefix_problem(spec: ModelSpec) -> str:
+    """Why prefix tuning does not run on a model; empty when it does."""
+    reason = UNSUPPORTED.get(spec.model_type, "")
+    single = spec.num_key_value_heads == 1 and not spec.new_decoder_architecture
+    if spec.model_type == "falcon" and single:
+        return "PEFT does not know that its heads share one key"
+    if not reason and spec.is_encoder_decoder and spec.kv_dim != spec.hidden_size:
+        return "PEFT takes its keys to be as wide as its blocks"
+    return reason
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix(Placed):
+    """Prefix tuning (arXiv:2101.00190), and P-tuning v2 (arXiv:2110.07602), which is the same.
+
+    ``PeftModel.get_prompt`` (``peft/peft_model.py``): a table [tokens, layers · 2 · width] is
+    looked up for every sequence, cast to the model's dtype and cut into layers, whose caches copy
+    their share; attention concatenates it with its own keys and values. An encoder-decoder has
+    prefixes in the decoder's self-attention. Table and encoder are counted in the first block,
+    whose backward pass is the last.
+
+    Attributes:
+        tokens: prefix length.
+        projection: hidden size of an encoder (linear, tanh, linear) in front of the table, 0
+            without one (``prefix_projection``).
+    """
+
+    tokens: int
+    projection: int = 0
+
+    @property
+    def prefix_tokens(self) -> int:
+        """Keys and values prepended in every attention."""
+        return self.tokens
+
+    def check(self, config: TrainConfig) -> None:
+        """PEFT refuses checkpointing, and some models do not take past keys."""
+        model, method = config.model, config.method
+        reason = prefix_problem(model)
+        if reason:
+            raise ValueError(f"--method {method}: {model.name}: {reason}; choose --method lora")
+        if config.checkpointing != "none":
+            raise ValueError(
+                f"--method {method} with --checkpointing {config.checkpointing}: PEFT's prefixes "
+                "are a cache, which checkpointing cannot use; choose --checkpointing none"
+            )
+
+    def layer_key(self, layer: int) -> int:
+        """The first block holds the table."""
+        return int(layer > 0)
+
+    def keys_values(self, f: Forward, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Concatenate the layer's prefix with its keys and values."""
+        if f.stack == "encoder" or is_cross(f):
+            return k, v
+        width = k.numel * f.how.tensor // f.tokens
+        first, second = self._prefix(f, width, k.itemsize)
+        k = concat(f.t, (first, k))
+        return k, concat(f.t, (second, relayout(f.t, v)))
+
+    def _prefix(self, f: Forward, width: int, itemsize: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of the virtual tokens in this layer's cache."""
+        spec = f.spec
+        numel = f.batch * self.tokens * width // f.how.tensor
+        if f.layer != (spec.num_hidden_layers if spec.is_encoder_decoder else 0):
+            first, second = f.t.new(numel, itemsize), f.t.new(numel, itemsize)
+            first.node, second.node = Leaf(), Leaf()
+            return first, second
+        layers = spec.num_decoder_layers or spec.num_hidden_layers
+        itemsize = f.how.compute_bytes
+        past = cast(f.t, self._encoded(f, width, layers * 2 * width), itemsize)
+        return past_key_values(f.t, past, numel)
+
+    def _encoded(self, f: Forward, width: int, outputs: int) -> Tensor:
+        ids = Tensor(f.batch * self.tokens, 8, None)
+        name = "prompt_encoder"
+        if not self.projection:
+            table = f.added_param(f"{name}.embedding.weight", (self.tokens, outputs))
+            return embedding(f.t, ids, table, outputs)
+        table = f.added_param(f"{name}.embedding.weight", (self.tokens, width))
+        x = embedding(f.t, ids, table, width)
+        x = f.added_linear(f"{name}.transform.0", x, (width, self.projection), bias=True)
+        x = activation(f.t, x, "tanh")
+        return f.added_linear(f"{name}.transform.2", x, (self.projection, outputs), bias=True)
