@@ -77,7 +77,7 @@ def _repeat(run: Run, journeys: Journeys, i: int) -> Iterator[Link]:
     index, end = run.layer, run.layer + run.segment.count
     while index < end:
         run = replace(run, layer=index, carried=journeys.carried(i, last_piece=index == end - 1))
-        cost = simulate(run)
+        cost = simulate(_first_alike(run))
         journeys.note(cost)
         key = run.how.method.layer_key(index)
         after = index + 1
@@ -91,6 +91,20 @@ def _repeat(run: Run, journeys: Journeys, i: int) -> Iterator[Link]:
         yield Link(segment=run.segment, count=after - index, first=index, cost=cost)
         index = after
         run = replace(run, entered=cost.left)
+
+
+def _first_alike(run: Run) -> Run:
+    """The same run at the first block that is treated alike: equal blocks share a simulation."""
+
+    def traits(layer: int) -> tuple[int, bool, bool]:
+        spec = run.spec
+        return run.how.method.layer_key(layer), spec.is_windowed(layer), spec.is_sparse(layer)
+
+    if run.layer <= 0:
+        return run
+    mine = traits(run.layer)
+    first = next(layer for layer in range(run.layer + 1) if traits(layer) == mine)
+    return replace(run, layer=first, segment=replace(run.segment, count=1, first=first))
 
 
 def _checkpoint(wanted: str, segment: Segment) -> str:

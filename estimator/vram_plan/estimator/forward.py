@@ -8,10 +8,17 @@ from math import prod
 
 from vram_plan.estimator.methods.base import Method
 from vram_plan.estimator.ops import attention, elementwise, sdpa
+from vram_plan.estimator.ops.attention import Heads
 from vram_plan.estimator.ops.embedding import embedding
 from vram_plan.estimator.ops.linear import AutocastWeight, cached_cast, linear
 from vram_plan.estimator.ops.quantized import dequantized_linear, int8_linear
-from vram_plan.estimator.ops.norm import layer_norm, layer_norm_wide, rms_norm, rms_norm_wide
+from vram_plan.estimator.ops.norm import (
+    layer_norm,
+    layer_norm_wide,
+    rms_norm,
+    rms_norm_mixed,
+    rms_norm_wide,
+)
 from vram_plan.estimator.tape import Param, Tape, Tensor
 from vram_plan.profiles.model import ModelSpec
 
@@ -228,6 +235,11 @@ class Forward:
         weight = self.param(f"{name}.weight", width, "norm")
         return rms_norm_wide(self.t, x, weight, width, centered=centered)
 
+    def rms_norm_mixed(self, name: str, x: Tensor, width: int, *, wide: bool) -> Tensor:
+        """An RMS norm that multiplies 16-bit inputs by an fp32 factor (Baichuan, ChatGLM)."""
+        weight = self.param(f"{name}.weight", width, "norm")
+        return rms_norm_mixed(self.t, x, weight, width, wide=wide)
+
     def layer_norm_wide(self, name: str, x: Tensor, width: int) -> Tensor:
         """A LayerNorm without bias, written out in fp32 (Cohere); ``width`` elements at once."""
         weight = self.param(f"{name}.weight", width, "norm")
@@ -292,9 +304,9 @@ class Forward:
             return attention.block_sparse(self.t, (q, k, v), heads, self.how.attention_density)
         return attention.flash(self.t, q, k, v, heads)
 
-    def heads(self, **shape: int | float | bool) -> attention.Heads:
+    def heads(self, **shape: int | float | bool) -> Heads:
         """The shape of an attention call on this rank; ``shape`` overrides the model's."""
-        return attention.Heads(**self._heads(shape))  # type: ignore[arg-type]
+        return Heads(**self._heads(shape))  # type: ignore[arg-type]
 
     def _heads(self, shape: dict[str, int | float | bool]) -> dict[str, int | float | bool]:
         spec = self.spec

@@ -102,12 +102,25 @@ def plan_config(config: TrainConfig) -> Plan:
 
 def train_ledger(config: TrainConfig) -> tuple[Ledger, int, int]:
     """The ledger of one training step on the fullest rank, and the parameters of the model."""
+    _refuse_idle(config)
     engine = import_module(f"vram_plan.estimator.sharding.{_ENGINES[config.engine]}")
     passes = run_passes(config, keeps_gradients=engine.keeps_gradients(config))
     ranks = stages(config, passes) if config.pp > 1 else (Rank(config=config, passes=passes),)
     ledgers = [_ledger(engine, rank) for rank in ranks]
     fullest = max(ledgers, key=lambda ledger: max(ledger.totals().values()))
     return fullest, *count_parameters(config)
+
+
+def _refuse_idle(config: TrainConfig) -> None:
+    """Refuse a method that finds nothing to train in this model (BitFit without biases)."""
+    if config.method not in {"bitfit", "freeze"}:
+        return
+    small = replace(config, loss="hf", micro_batch=1, seq_len=1, source_len=1, cp=1)
+    if not run_passes(small, keeps_gradients=True).inventory.numel(trainable=True):
+        raise ValueError(
+            f"--method {config.method}: {config.model.name} has no weights of that kind that could "
+            "learn; choose --method lora"
+        )
 
 
 def count_parameters(config: TrainConfig) -> tuple[int, int]:

@@ -114,6 +114,11 @@ def _shapes(config: TrainConfig, given: Given) -> Iterator[str]:
             f"--tp {config.tp}: the feed-forward width {model.intermediate_size} of {model.name} "
             f"is not divisible by {config.tp}"
         )
+    if not 0 <= config.freeze_layers <= model.num_blocks:
+        yield (
+            f"--freeze-layers {config.freeze_layers}: {model.name} has {model.num_blocks} layers; "
+            "choose 0 to that many"
+        )
     if config.pp > model.num_blocks:
         yield f"--pp {config.pp}: {model.name} has only {model.num_blocks} layers"
     if config.ep > 1 and (not model.num_experts or model.num_experts % config.ep):

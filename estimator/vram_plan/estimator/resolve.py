@@ -8,12 +8,15 @@ from typing import Any
 
 from vram_plan.estimator.choices import BITSANDBYTES, LORA_FAMILY, WHOLE_MODEL
 from vram_plan.estimator.config import TrainConfig, ZeroSizes
+from vram_plan.estimator.methods.registry import check_method
 from vram_plan.estimator.refusals import refuse
 from vram_plan.profiles.model import ModelSpec
 
 Options = Mapping[str, Any]
 """Options by command-line name with underscores; None or missing means "not given"."""
 
+LEARNING_BLOCKS = 2
+"""Blocks that learn under ``--method freeze`` unless said otherwise (LLaMA-Factory's default)."""
 _KNOWN = frozenset(field.name for field in fields(TrainConfig)) | {"ds_config"}
 
 
@@ -34,12 +37,13 @@ def resolve(model: ModelSpec, options: Options) -> TrainConfig:
     _resolve_scale(values)
     _resolve_engine(values, notes)
     _resolve_zero_sizes(values)
-    _resolve_method(values)
+    _resolve_method(model, values, notes)
     _resolve_precision(values, notes)
     _resolve_data(model, values, notes)
     _resolve_hardware(values, notes)
     config = TrainConfig(model=model, assumptions=tuple(notes), **values)
     refuse(config, given)
+    check_method(config)
     return config
 
 
@@ -88,7 +92,7 @@ def _resolve_zero_sizes(values: dict[str, Any]) -> None:
         values.setdefault("zero_sizes", ZeroSizes(overlap_comm=values["zero"] == 3))
 
 
-def _resolve_method(values: dict[str, Any]) -> None:
+def _resolve_method(model: ModelSpec, values: dict[str, Any], notes: list[str]) -> None:
     method = values.setdefault("method", "full")
     if values.get("task") == "inference":
         values["method"] = "full"
@@ -100,8 +104,9 @@ def _resolve_method(values: dict[str, Any]) -> None:
         values.setdefault("kbit_preparation", True)
     if method in LORA_FAMILY:
         values.setdefault("lora_targets", "all-linear")
-    if method == "freeze":
-        values.setdefault("freeze_layers", 0)
+    if method == "freeze" and "freeze_layers" not in values:
+        values["freeze_layers"] = max(0, model.num_blocks - LEARNING_BLOCKS)
+        notes.append(f"--freeze-layers {values['freeze_layers']}: the last {LEARNING_BLOCKS} learn")
 
 
 def _resolve_precision(values: dict[str, Any], notes: list[str]) -> None:

@@ -65,4 +65,4 @@ class Composition:
     """An architecture: its segments in forward order and the tensors they share."""
 
     segments: tuple[Segment, ...]
-    shared: Callable[["Forward"], Mapping[str, Shared]]
+    shared: Callable[[Forward], Mapping[str, Shared]]

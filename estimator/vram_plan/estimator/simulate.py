@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -10,7 +11,7 @@ from vram_plan.estimator.carried import Borrowed, Carried, waiting_gradient
 from vram_plan.estimator.forward import Forward, Treatment
 from vram_plan.estimator.ops.cross_entropy import INDEX_BYTES
 from vram_plan.estimator.segment import Composition, Segment
-from vram_plan.estimator.tape import ROUNDING_BYTES, Leaf, Node, Param, Tensor
+from vram_plan.estimator.tape import ROUNDING_BYTES, Leaf, Node, Param, Storage, Tensor
 from vram_plan.profiles.model import ModelSpec
 
 Bytes = dict[str, int]
@@ -94,32 +95,26 @@ class Cost:
     host: int = 0
 
 
+RECOMPUTED = frozenset({"full", "selective", "offload"})
+
+
 @lru_cache(maxsize=4096)
 def simulate(run: Run) -> Cost:
     """Run one segment forward and back on the tape."""
     f = _new_forward(run)
-    meter = f.t.meter
+    meter, recomputes = f.t.meter, run.checkpoint in RECOMPUTED
     borrowed = Borrowed(f.t, run.carried)
     entered = [_entered(f, run)]
-    recomputes = run.checkpoint in {"full", "selective", "offload"}
-    f.t.selective = run.checkpoint == "selective"
-    f.t.pages_out = run.checkpoint == "page-out"
+    with f.t.checkpointed() if recomputes else nullcontext():
+        first = _forward(f, run, entered[0], borrowed)
+    forward = dict(meter.peak_by_component)
     if not recomputes:
-        made = _forward(f, run, entered[0], borrowed)
-        forward = dict(meter.peak_by_component)
         entered.clear()
-        borrowed.leave(checkpointed=False)
-        cast, saved = _leave_autocast(f)
-        waiting = _await_gradients(run, made, borrowed)
-    else:
-        with f.t.checkpointed():
-            made = _forward(f, run, entered[0], borrowed)
-        forward = dict(meter.peak_by_component)
-        borrowed.leave(checkpointed=True)
-        cast, saved = _leave_autocast(f)
-        waiting = _await_gradients(run, made, borrowed)
-        made = _recompute(f, run, entered[0], borrowed)
-    kept = borrowed.kept() | made.kept()
+    borrowed.leave(checkpointed=recomputes)
+    cast, saved = _leave_autocast(f)
+    kept = borrowed.kept() | first.kept()
+    waiting = _await_gradients(run, first, borrowed)
+    made = _recompute(f, run, entered[0], borrowed) if recomputes else first
     if made.node is not None:
         made.receive(waiting)
         f.t.backward(made.node, made.left.numel, made.left.itemsize)
@@ -129,8 +124,17 @@ def simulate(run: Run) -> Cost:
     if run.checkpoint == "offload" and run.entered is not None and saved:
         host = _send_to_host(saved, run.entered)
     backward = dict(meter.peak_by_component) if made.node is not None else {}
-    return _cost(
-        f, made, saved=saved, cast=cast, forward=forward, backward=backward, kept=kept, host=host
+    return Cost(
+        params=tuple(f.params.values()),
+        saved=saved,
+        cast=cast,
+        forward=forward,
+        backward=backward,
+        gradients=_take_gradients(f),
+        left=made.left,
+        produced=tuple((name, boundary) for name, boundary, _ in made.extra),
+        kept=kept,
+        host=host,
     )
 
 
@@ -146,7 +150,9 @@ def _new_forward(run: Run) -> Forward:
     f = Forward(run.spec, run.how, batch=run.batch, seq=seq, layer=run.layer)
     f.source_seq = run.source_seq
     f.stack = run.segment.stack
-    f.checkpointed = run.checkpoint != "none"
+    f.checkpointed = run.checkpoint in RECOMPUTED
+    f.t.selective = run.checkpoint == "selective"
+    f.t.pages_out = run.checkpoint == "page-out"
     f.repeats = run.segment.repeats
     f.keeps_gradients = run.keeps_gradients and not run.segment.repeats
     return f
@@ -193,7 +199,7 @@ def _leave_autocast(f: Forward) -> tuple[int, Bytes]:
 
 def _recompute(f: Forward, run: Run, entered: Tensor, borrowed: Borrowed) -> _Made:
     """The second forward of a checkpointed segment, while the gradient of its output waits."""
-    grad = f.t.new(entered.numel, entered.itemsize, "temporaries")
+    grad = f.t.new(f.t.waiting or entered.numel * entered.itemsize, 1, "temporaries")
     with f.t.recompute():
         made = _forward(f, run, entered, borrowed)
     f.cache.clear()
@@ -201,33 +207,14 @@ def _recompute(f: Forward, run: Run, entered: Tensor, borrowed: Borrowed) -> _Ma
     return made
 
 
-def _cost(
-    f: Forward,
-    made: _Made,
-    *,
-    saved: Bytes,
-    cast: int,
-    forward: Bytes,
-    backward: Bytes,
-    kept: frozenset[str],
-    host: int,
-) -> Cost:
-    params = tuple(f.params.values())
-    gradients = [p.grad.storage.nbytes for p in params if p.grad is not None and p.grad.storage]
-    for param in params:
+def _take_gradients(f: Forward) -> int:
+    """Bytes of the weight gradients, which the cost (remembered for long) does not hold."""
+    nbytes = 0
+    for param in f.params.values():
+        if param.grad is not None and param.grad.storage is not None:
+            nbytes += param.grad.storage.nbytes
         param.grad = None
-    return Cost(
-        params=params,
-        saved=saved,
-        cast=cast,
-        forward=forward,
-        backward=backward,
-        gradients=sum(gradients),
-        left=made.left,
-        produced=tuple((name, boundary) for name, boundary, _ in made.extra),
-        kept=kept,
-        host=host,
-    )
+    return nbytes
 
 
 def _entered(f: Forward, run: Run) -> Tensor:

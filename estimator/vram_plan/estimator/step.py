@@ -59,17 +59,20 @@ def moments(links: tuple[Link, ...]) -> dict[str, Moment]:
 
 def _all_moments(links: tuple[Link, ...]) -> Iterator[Moment]:
     earlier: Bytes = {}
+    cast = 0
     layers = [i for i, link in enumerate(links) if link.segment.kind == "layer"]
     gradients_after = _suffix_sums([link.cost.gradients * link.count for link in links])
     for i, link in enumerate(links):
         cost, kind = link.cost, link.segment.kind
         before_last = _plus(earlier, cost.saved, link.count - 1)
+        # What autocast has cast stays until the loss is there.
+        cast_before = {"temporaries": cast + cost.cast * (link.count - 1)}
         where = _where(link, link.count - 1)
         forward = LOSS if kind == "head" else FORWARD
         yield Moment(
             instant=forward,
             where=where,
-            earlier=before_last,
+            earlier=_plus(before_last, cast_before, 1),
             inside=cost.forward,
             gradients=0,
             beside=link.beside_forward,
@@ -97,6 +100,7 @@ def _all_moments(links: tuple[Link, ...]) -> Iterator[Moment]:
                     beside=link.beside_backward,
                 )
         earlier = _plus(earlier, cost.saved, link.count)
+        cast += cost.cast * link.count
 
 
 def _instant(kind: str, last: bool) -> str:

@@ -204,6 +204,7 @@ class Tape:
         "selective",
         "stop",
         "training",
+        "waiting",
     )
 
     def __init__(self, meter: Meter | None = None, *, training: bool = True) -> None:
@@ -217,6 +218,7 @@ class Tape:
         self.last_saved = 0
         self.stop = -1
         self.recomputed = False
+        self.waiting = 0
         self.selective = False
         self.remembered: list[Storage | None] = []
         self.replayed: list[Storage | None] | None = None
@@ -292,6 +294,16 @@ class Tape:
         saved = list(_storages_in(cell.cell_contents for cell in fn.__closure__ or ()))
         if saved or packs:
             self.last_saved = self.made - (out.storage not in saved)
+            self.waiting = 0
+
+    def waits(self, nbytes: int) -> None:
+        """Say what a gradient has become once what was just recorded has run back.
+
+        Recomputation starts when a saved tensor is first asked for. Where the last operators of a
+        segment save none, they run back before it, and their result waits meanwhile instead of
+        the gradient of the segment's output.
+        """
+        self.waiting = nbytes
 
     def needs(self, *edges: "Node | Param | None") -> bool:
         """Whether an operator with these edges will be recorded."""

@@ -12,7 +12,13 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-__all__ = ["backward_scratch", "flash_attn_func", "kernel_for", "scaled_dot_product_attention"]
+__all__ = [
+    "backward_scratch",
+    "flash_attn_func",
+    "kernel_for",
+    "safe_softmax",
+    "scaled_dot_product_attention",
+]
 
 _HALF = (torch.float16, torch.bfloat16)
 _MAX_FLASH_HEAD_DIM = 256
@@ -153,6 +159,15 @@ def backward_scratch(func: Any, args: Any) -> list[int]:
         copied = 0 if grad.transpose(1, 2).is_contiguous() else grad.nbytes
         return [copied, delta]
     return []
+
+
+def safe_softmax(scores: torch.Tensor, dim: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """``_safe_softmax`` of the math kernel: rows that are all −∞ become zero (SoftMax.cpp)."""
+    out = torch.ops.aten._softmax(scores if dtype is None else scores.to(dtype), dim, False)
+    masked = scores == -math.inf
+    rows = masked.all(dim, keepdim=True)
+    result: torch.Tensor = torch.where(rows, torch.zeros((), dtype=out.dtype), out)
+    return result
 
 
 class _FlashAttention(torch.autograd.Function):

@@ -95,7 +95,11 @@ class CudaRules(DeviceRules):
 
     def composites(self) -> dict[Any, Callable[..., Any]]:
         """Bitsandbytes' operators, opened up, and what fake kernels refuse."""
-        return {torch.ops.aten._grouped_mm.default: grouped_mm, **quantized.composites()}
+        return {
+            **super().composites(),
+            torch.ops.aten._grouped_mm.default: grouped_mm,
+            **quantized.composites(),
+        }
 
     @contextmanager
     def autocast(self, dtype: torch.dtype) -> Iterator[None]:

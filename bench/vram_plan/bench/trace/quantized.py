@@ -63,6 +63,7 @@ def quantize_layers(model: Any, config: TraceConfig, compute: torch.dtype) -> An
                 parameter.data = parameter.data.to(_TYPES[config.dtype])
     model.is_loaded_in_4bit, model.is_loaded_in_8bit = four_bit, not four_bit
     model.config.quantization_config = settings
+    model.config._is_quantized = True
     if config.kbit_preparation:
         for parameter in model.parameters():
             if type(parameter).__name__ == "Int8Params":

@@ -26,6 +26,10 @@ _IN_PLACE = {
     _ATEN.scatter.value: _ATEN.scatter_.value,
     _ATEN.scatter_add.default: _ATEN.scatter_add_.default,
 }
+#: The function from which autograd's engine runs (torch/autograd/graph.py).
+_ENGINE = "_engine_run_backward"
+#: The functions that call the math kernel: transformers' and ours.
+_ATTENTION_FUNCTIONS = ("sdpa_attention_forward", "scaled_dot_product_attention")
 _ITEM = _ATEN._local_scalar_dense.default
 #: References to a tensor, and to its storage, when autograd's buffer is its only holder.
 _ALONE_TENSOR = 4
@@ -50,11 +54,14 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
         if func is _ITEM:
             # A fake tensor has no value; the step's control flow does not hang on this one.
             return _any_value(args[0])
-        if in_node and func in _IN_PLACE and _from_engine():
+        if in_node and func in _IN_PLACE and _caller() == _ENGINE:
             if func is not _ADD:
                 func = _IN_PLACE[func]
             elif may_accumulate_in_place(args[0]):
                 return args[0].add_(args[1])
+        if func is _ADD and _caller() in _ATTENTION_FUNCTIONS:
+            # The math kernel adds the mask in place, to subclasses out of place (attention.cpp).
+            return _ATEN.detach.default(args[0].add_(args[1]))
         inside = self.composites.get(func)
         if inside is not None:
             with self:
@@ -79,12 +86,12 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
                 block.recomputed = log.phase == "backward" and bool(self.paths.stack)
 
 
-def _from_engine() -> bool:
-    """Whether autograd's engine called, and no Python function in between."""
+def _caller() -> str:
+    """The Python function above the operator, beyond torch's wrappers of __torch_dispatch__."""
     frame: FrameType | None = sys._getframe(2)
     while frame is not None and frame.f_code.co_name in ("_fn", "inner"):
-        frame = frame.f_back  # torch's own wrappers around __torch_dispatch__
-    return frame is not None and frame.f_code.co_name == "_engine_run_backward"
+        frame = frame.f_back
+    return "" if frame is None else frame.f_code.co_name
 
 
 def _any_value(tensor: torch.Tensor) -> Any:

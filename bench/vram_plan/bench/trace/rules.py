@@ -8,6 +8,7 @@ from unittest import mock
 
 import torch
 
+from vram_plan.bench.trace.attention import safe_softmax
 from vram_plan.bench.trace.quantized import cpu_composites
 
 __all__ = ["CpuRules", "DeviceRules", "fake_tensors_count", "never"]
@@ -25,7 +26,7 @@ class DeviceRules:
 
     def composites(self) -> dict[Any, Callable[..., Any]]:
         """Operators to be recorded by what they do inside."""
-        return {}
+        return {torch.ops.aten._safe_softmax.default: safe_softmax}
 
     def autocast(self, dtype: torch.dtype) -> AbstractContextManager[Any]:
         """Autocast as the device's code sees it."""
@@ -50,7 +51,7 @@ class CpuRules(DeviceRules):
 
     def composites(self) -> dict[Any, Callable[..., Any]]:
         """Bitsandbytes' 4-bit product, which the CPU always does by dequantizing."""
-        return cpu_composites()
+        return {**super().composites(), **cpu_composites()}
 
     def scratch(self, func: Any, args: Any, kwargs: Any, result: Any) -> list[int]:
         """The copies of inputs that are not of the common type."""

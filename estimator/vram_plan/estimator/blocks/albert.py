@@ -20,7 +20,9 @@ def embeddings(f: Forward, ids: Tensor, shared: Mapping[str, Tensor]) -> Tensor:
     """``AlbertEmbeddings`` and the mapping to the width of the blocks, which is always there."""
     width = f.spec.embedding_size or f.spec.hidden_size
     x = bert_embeddings(f, ids, width)
-    return f.linear("encoder.embedding_hidden_mapping_in", x, (width, f.spec.hidden_size), bias=True)
+    return f.linear(
+        "encoder.embedding_hidden_mapping_in", x, (width, f.spec.hidden_size), bias=True
+    )
 
 
 def layer(f: Forward, x: Tensor, shared: Mapping[str, Tensor]) -> Tensor:
@@ -60,7 +62,10 @@ def _groups(spec: ModelSpec) -> Iterator[Segment]:
         rounds[int(block / (spec.num_hidden_layers / spec.num_hidden_groups))] += 1
     for group, times in enumerate(rounds):
         name = f"encoder.albert_layer_groups.{group}.albert_layers"
-        for count, repeats in (((times - 1) * spec.inner_group_num, True), (spec.inner_group_num, False)):
+        for count, repeats in (
+            ((times - 1) * spec.inner_group_num, True),
+            (spec.inner_group_num, False),
+        ):
             if times and count:
                 yield Segment(
                     name=name, kind="layer", run=layer, count=count, first=first, repeats=repeats

@@ -90,7 +90,7 @@ def decoder_layer(f: Forward, x: Tensor, shared: Mapping[str, Tensor]) -> Tensor
 def _attended(
     f: Forward, x: Tensor, name: str, *, source: Tensor | None = None, mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """x + dropout(attention(x)) with its norm in front or behind; and the attention weights."""
+    """X + dropout(attention(x)) with its norm in front or behind; and the attention weights."""
     spec = f.spec
     before, norm = spec.do_layer_norm_before, f"{name}_layer_norm"
     entered = f.layer_norm(norm, x, spec.hidden_size) if before else x
@@ -133,7 +133,7 @@ def heads_shape(f: Forward, *, cross: bool) -> dict[str, int]:
 
 
 def _fed(f: Forward, x: Tensor, inner: int) -> Tensor:
-    """x + dropout(fc2(dropout(act(fc1(x))))) with its norm in front or behind."""
+    """X + dropout(fc2(dropout(act(fc1(x))))) with its norm in front or behind."""
     spec, width = f.spec, f.spec.hidden_size
     before = spec.do_layer_norm_before
     entered = f.layer_norm("final_layer_norm", x, width) if before else x
@@ -180,7 +180,12 @@ def compose(spec: ModelSpec) -> Composition:
     source, target = ("encoder.words", "encoder.positions"), ("decoder.words", "decoder.positions")
     return Composition(
         segments=(
-            Segment(name="model.encoder.embed_tokens", kind="embedding", run=source_embedding, stack="encoder"),
+            Segment(
+                name="model.encoder.embed_tokens",
+                kind="embedding",
+                run=source_embedding,
+                stack="encoder",
+            ),
             Segment(
                 name="model.encoder.layers",
                 kind="layer",
@@ -190,7 +195,9 @@ def compose(spec: ModelSpec) -> Composition:
                 stack="encoder",
                 holds=source,
             ),
-            Segment(name="model.encoder", kind="norm", run=encoder_end, stack="encoder", holds=source),
+            Segment(
+                name="model.encoder", kind="norm", run=encoder_end, stack="encoder", holds=source
+            ),
             Segment(name="model.decoder.embed_tokens", kind="embedding", run=target_embedding),
             Segment(
                 name="model.decoder.layers",

@@ -72,14 +72,10 @@ def self_attention(f: Forward, x: Tensor) -> tuple[Tensor, Tensor | None]:
     return f.layer_norm("attention.output.LayerNorm", f.add(dense, x), hidden), weights
 
 
-def heads(
-    f: Forward, x: Tensor, names: tuple[str, str, str]
-) -> tuple[Tensor, Tensor | None]:
+def heads(f: Forward, x: Tensor, names: tuple[str, str, str]) -> tuple[Tensor, Tensor | None]:
     """Query, key and value projections, and attention's output and weights."""
     shape = (f.spec.hidden_size, f.spec.hidden_size)
-    q, k, v = (
-        relayout(f.t, f.linear(name, x, shape, bias=True, split="column")) for name in names
-    )
+    q, k, v = (relayout(f.t, f.linear(name, x, shape, bias=True, split="column")) for name in names)
     k, v = f.how.method.keys_values(f, k, v)
     return attend(f, (q, k, v))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from vram_plan.estimator.blocks.gpt_parts import (
     Inputs,
     Shareds,
-    heads_of,
     lent,
     mask,
     model,
@@ -60,7 +59,7 @@ def attention(f: Forward, x: Tensor, residual: Tensor) -> Tensor:
 
 def written(f: Forward, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
     """``alibi.baddbmm``, mask, fp32 softmax, dropout and product; also what stays alive."""
-    t, s = f.t, heads_of(f)
+    t, s = f.t, f.heads()
     itemsize = LOW_BYTES if f.how.autocast else q.itemsize
     q, k, v = cast(t, q, itemsize), cast(t, k, itemsize), cast(t, v, itemsize)
     scores = batched_product(t, q, k, s.scores)

@@ -21,7 +21,8 @@ def attend(
     returned too.
     """
     if f.how.attention != "eager":
-        return f.attention(*parts, **shape), None
+        q, k, v = parts
+        return f.attention(q, k, v, **shape), None
     return plain(f.t, parts, f.heads(**shape), mask=mask)
 
 

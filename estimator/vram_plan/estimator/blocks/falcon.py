@@ -8,7 +8,6 @@ from vram_plan.estimator.blocks.gpt_parts import (
     Inputs,
     Shareds,
     embed_tokens,
-    heads_of,
     model,
     position_ids,
     rotary_tables,
@@ -30,6 +29,9 @@ from vram_plan.estimator.ops.sdpa import kernel_for, sdpa
 from vram_plan.estimator.segment import Composition, Shared
 from vram_plan.estimator.tape import Tensor
 from vram_plan.profiles.model import ModelSpec
+
+Result = tuple[Tensor, tuple[Tensor, ...]]
+"""An output, and what the class holds in local variables until it has projected it."""
 
 
 def layer(f: Forward, x: Tensor, shared: Inputs) -> Tensor:
@@ -63,51 +65,51 @@ def attention(f: Forward, x: Tensor, shared: Inputs) -> Tensor:
         cos, sin = shared["cos"], shared["sin"]
         q, k = rotate(f.t, q, cos, sin), rotate(f.t, k, cos, sin)
     k, v = f.how.method.keys_values(f, k, v)
-    out = kernel(f, (q, k, v), shared, x.itemsize)
+    out, held = kernel(f, (q, k, v), shared, x.itemsize)
     out = dense(f, "self_attention.dense", out, (hidden, hidden), "row")
-    del fused
+    del fused, held
     return f.sublayer("attention", out, entered)
 
 
 def dense(f: Forward, name: str, x: Tensor, shape: tuple[int, int], split: str) -> Tensor:
-    """``FalconLinear``: the product and its sum with the bias are two tensors for a moment."""
+    """``FalconLinear``: a product, then its sum with the bias, fp32 where autocast left that so."""
     out = f.linear(name, x, shape, bias=f.spec.mlp_bias, split=split)
-    if f.spec.mlp_bias:
-        f.t.new(out.numel, out.itemsize)
-    return out
+    if not f.spec.mlp_bias:
+        return out
+    if out.itemsize == f.how.compute_bytes:
+        f.t.new(out.numel, out.itemsize)  # the product, gone when the sum is there
+    return cast(f.t, out, f.how.compute_bytes)
 
 
 def kernel(
     f: Forward, parts: tuple[Tensor, Tensor, Tensor], shared: Inputs, itemsize: int
-) -> Tensor:
+) -> Result:
     """The kernel: ``sdpa`` always gets a mask, so it is never flash attention."""
     alibi = f.spec.position_embedding_type == "alibi"
-    heads = heads_of(f, kv_heads=kv_heads(f), **({} if alibi else {"dropout": 0.0}))
+    heads = f.heads(kv_heads=kv_heads(f), **({} if alibi else {"dropout": 0.0}))
     if f.how.attention == "flash" and not alibi:
-        return f.attention(*parts, kv_heads=heads.kv_heads, dropout=0.0)
+        return f.attention(*parts, kv_heads=heads.kv_heads, dropout=0.0), ()
     if f.how.attention == "eager":
         return with_bias(f, parts, heads, itemsize) if alibi else eager(f, parts, heads, itemsize)
     mask = shared["mask"] if alibi else Tensor(f.batch * f.seq * f.seq, 1, None)
     if kernel_for(parts[0].itemsize, heads, masked=True) == "math":
-        return math(f.t, parts, heads, mask, autocast=f.how.autocast)
-    return sdpa(f.t, *parts, heads, mask=mask)
+        return math(f.t, parts, heads, mask, autocast=f.how.autocast), ()
+    return sdpa(f.t, *parts, heads, mask=mask), ()
 
 
-def eager(
-    f: Forward, parts: tuple[Tensor, Tensor, Tensor], s: Heads, itemsize: int
-) -> Tensor:
+def eager(f: Forward, parts: tuple[Tensor, Tensor, Tensor], s: Heads, itemsize: int) -> Result:
     """Scores divided in place, a softmax in the dtype of the hidden states, no dropout."""
     t, (q, k, v), autocast = f.t, parts, f.how.autocast
     scores = scale_in_place(t, plain_scores(t, q, k, s, autocast=autocast))
     masked = plus_mask(t, scores, f.how.compute_bytes)
     scores = softmax(t, masked, itemsize, half_to_float=s.half)
     del masked
-    return merged(f, scores, v, s)
+    return merged(f, scores, v, s), (scores,)
 
 
 def with_bias(
     f: Forward, parts: tuple[Tensor, Tensor, Tensor], s: Heads, itemsize: int
-) -> Tensor:
+) -> Result:
     """The same with ALiBi: fp32 scores, and every step held by a local variable."""
     t, (q, k, v), autocast = f.t, parts, f.how.autocast
     product = plain_scores(t, q, k, s, autocast=autocast)
@@ -117,9 +119,7 @@ def with_bias(
     probabilities = softmax(t, masked, itemsize, half_to_float=False)
     del masked
     probabilities = f.dropout(probabilities, s.dropout)
-    out = merged(f, probabilities, v, s)
-    del product, wide, logits
-    return out
+    return merged(f, probabilities, v, s), (product, wide, logits, probabilities)
 
 
 def merged(f: Forward, weights: Tensor, v: Tensor, s: Heads) -> Tensor:

@@ -22,29 +22,31 @@ def layer(f: Forward, x: Tensor, shared: Mapping[str, Tensor]) -> Tensor:
     """``GptOssDecoderLayer.forward``, transformers 5.23.0 ``models/gpt_oss/modeling_gpt_oss.py``."""
     hidden, residual = f.spec.hidden_size, x
     x = f.rms_norm_wide("input_layernorm", x, hidden)
-    x = self_attention(f, x, shared["cos"], shared["sin"])
+    x, held = self_attention(f, x, shared["cos"], shared["sin"])
     x = f.add(residual, x)
     residual = x
     x = f.rms_norm_wide("post_attention_layernorm", x, hidden)
-    x, weights = sparse_block(f, x)
+    x, held = sparse_block(f, x)
     x = f.add(residual, x)
-    del weights
+    del held
     return x
 
 
-def self_attention(f: Forward, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """``GptOssAttention.forward``."""
+def self_attention(
+    f: Forward, x: Tensor, cos: Tensor, sin: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """``GptOssAttention.forward``: its output and, from eager attention, the probabilities."""
     spec, entered = f.spec, x
     q, k, v = query(f, x), key(f, x), value(f, x)
     q, k = rotate_chunks(f.t, q, cos, sin), rotate_chunks(f.t, k, cos, sin)
     k, v = f.how.method.keys_values(f, k, v)
-    out = attend(f, q, k, v)
+    out, held = attend(f, q, k, v)
     shape = (spec.query_dim, spec.hidden_size)
     out = f.linear("self_attn.o_proj", out, shape, bias=spec.attention_out_bias, split="row")
-    return f.sublayer("attention", out, entered)
+    return f.sublayer("attention", out, entered), held
 
 
-def attend(f: Forward, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def attend(f: Forward, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor | None]:
     """The kernel: the class's own eager code, or a flash kernel that takes the sinks.
 
     The classes refuse sdpa. Of the flash kernels they accept (``_compatible_flash_implementations``)
@@ -56,7 +58,7 @@ def attend(f: Forward, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     sinks = f.param("self_attn.sinks", (heads.heads,), "sinks")
     if f.how.attention == "eager":
         return sink_attention(f.t, (q, k, v), sinks, heads)
-    return f.attention(q, k, v)
+    return f.attention(q, k, v), None
 
 
 def sparse_block(f: Forward, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,9 +7,8 @@ from dataclasses import replace
 
 from vram_plan.estimator.blocks.heads import token_embedding
 from vram_plan.estimator.forward import Forward
-from vram_plan.estimator.ops.attention import Heads
 from vram_plan.estimator.ops.elementwise import copy
-from vram_plan.estimator.ops.scores import Written, written
+from vram_plan.estimator.ops.scores import LOW_BYTES, Written, written
 from vram_plan.estimator.ops.sdpa import kernel_for, repeat, sdpa
 from vram_plan.estimator.segment import Composition, Run, Segment, Shared
 from vram_plan.estimator.tape import Tensor
@@ -42,11 +41,6 @@ def model(
     )
 
 
-def heads_of(f: Forward, **shape: int | float | bool) -> Heads:
-    """The heads of one attention call."""
-    return Heads(**f._heads(shape))  # type: ignore[arg-type]
-
-
 def attend(
     f: Forward,
     q: Tensor,
@@ -60,13 +54,14 @@ def attend(
     Flash attention lays its output out like the queries; where those come by heads, merging the
     heads copies.
     """
-    heads, kernel = heads_of(f), f.how.attention
+    heads, kernel = f.heads(), f.how.attention
     if kernel == "eager":
         how = replace(how, mask_bytes=f.how.compute_bytes, autocast=f.how.autocast)
         return written(f.t, q, k, v, heads, how)
     if kernel == "sdpa":
         out = sdpa(f.t, q, k, v, heads, mask=mask)
-        kernel = kernel_for(q.itemsize, heads, masked=mask is not None)
+        itemsize = LOW_BYTES if f.how.autocast else q.itemsize
+        kernel = kernel_for(itemsize, heads, masked=mask is not None)
     else:
         out = f.attention(q, k, v)
     return copy(f.t, out) if kernel == "flash" and "q" not in how.copied else out
@@ -83,7 +78,7 @@ def attend_in_window(
     if f.how.attention != "sdpa" or "window" not in shared:
         return attend(f, q, k, v, how)
     mask = Tensor(f.batch * shared["window"].numel, 1, None)
-    heads = heads_of(f)
+    heads = f.heads()
     if heads.kv_heads != heads.heads:
         times = heads.heads // heads.kv_heads
         k, v = repeat(f.t, k, times), repeat(f.t, v, times)

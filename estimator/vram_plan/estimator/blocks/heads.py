@@ -89,6 +89,25 @@ def shifted_loss(f: Forward, logits: Tensor) -> Tensor:
     return _kernel(f, shifted, t.new(tokens, INDEX_BYTES))
 
 
+def late_shift_loss(f: Forward, x: Tensor, *, wide: bool) -> Tensor:
+    """The loss of model code kept beside weights: logits are copied without each one's last token.
+
+    ``wide``: in fp32, the 16-bit logits gone (ChatGLM, InternLM); else in the logits' dtype
+    (Baichuan, Qwen).
+    """
+    t = f.t
+    with t.scope("logits"):
+        logits = f.head_linear(x, (f.spec.hidden_size, f.spec.vocab_size))
+        if wide:
+            logits = cast(t, logits, FP32_BYTES)
+        tokens = f.tokens - f.batch
+        shifted = narrow(t, logits, logits.numel // f.tokens * tokens)
+        if f.batch > 1:
+            shifted = copy(t, shifted)
+        labels = t.new(tokens, INDEX_BYTES)
+        return cross_entropy(t, shifted, labels, autocast=f.how.autocast and not wide)
+
+
 def _kernel(f: Forward, logits: Tensor, labels: Tensor) -> Tensor:
     if f.how.loss == "fused-ce":
         return fused_cross_entropy(f.t, logits, labels.numel)
@@ -139,8 +158,7 @@ def _chunk(weight: Param, labels: Tensor, outputs: int) -> Chunk:
     """One chunk's summed loss; its accuracy and entropy are computed beside it."""
 
     def run(t: Tape, part: Tensor) -> Tensor:
-        wide = cast(t, part, FP32_BYTES)
-        logits = linear(t, wide, widened(t, weight), None, outputs)
+        logits = linear(t, cast(t, part, FP32_BYTES), widened(t, weight), None, outputs)
         return entropy_beside_loss(t, logits, labels)
 
     return run

@@ -6,7 +6,6 @@ from vram_plan.estimator.blocks.gpt_parts import (
     Inputs,
     Shareds,
     embed_tokens,
-    heads_of,
     model,
     only_eager,
 )
@@ -52,7 +51,7 @@ def attention(f: Forward, x: Tensor) -> tuple[Tensor, Tensor]:
 
 def written(f: Forward, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Scores plus an fp32 bias, masked, through the softmax; and the probabilities."""
-    t, s, how = f.t, heads_of(f), Written(autocast=f.how.autocast)
+    t, s, how = f.t, f.heads(), Written(autocast=f.how.autocast)
     scores = batched_product(t, factor(t, q, s, how, "q"), factor(t, k, s, how, "k"), s.scores)
     scores = scale(t, scores)
     scores = add(t, scores, Tensor(0, FP32_BYTES, None))

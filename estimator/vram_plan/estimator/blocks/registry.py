@@ -61,6 +61,12 @@ _MODULES = {
     "granite": "granite",
     "glm": "glm",
     "glm4": "glm",
+    "chatglm": "chatglm",
+    "chatglm1": "chatglm1",
+    "baichuan": "baichuan",
+    "qwen": "qwen",
+    "internlm": "internlm2",
+    "internlm2": "internlm2",
 }
 """Hugging Face's ``model_type`` → module of this package."""
 

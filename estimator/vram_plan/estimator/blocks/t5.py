@@ -5,7 +5,7 @@ transformers 5.23.0 ``models/{t5,mt5,umt5}/modeling_*.py``, ``…ForConditionalG
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from vram_plan.estimator.blocks.encoder_parts import loss_of, nothing_shared
 from vram_plan.estimator.blocks.t5_attention import ENCODED, MASK, attention, bias_name
@@ -65,7 +65,7 @@ _RUNS: dict[bool, Run] = {first: _block(first=first) for first in (True, False)}
 def _attended(
     f: Forward, x: Tensor, shared: Mapping[str, Tensor], *, cross: bool = False
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """x + dropout(attention(norm(x))); the position bias; the attention weights."""
+    """X + dropout(attention(norm(x))); the position bias; the attention weights."""
     layer, name = (1, "EncDecAttention") if cross else (0, "SelfAttention")
     entered = norm(f, f"layer.{layer}.layer_norm", x)
     out, bias, weights = attention(f, f"layer.{layer}.{name}", entered, shared, cross=cross)

@@ -14,7 +14,7 @@ from vram_plan.estimator.ops.cross_entropy import INDEX_BYTES
 from vram_plan.estimator.ops.elementwise import cast, copy, relayout
 from vram_plan.estimator.ops.plain_attention import plain
 from vram_plan.estimator.ops.sdpa import sdpa
-from vram_plan.estimator.tape import Leaf, Tensor
+from vram_plan.estimator.tape import Leaf, Storage, Tensor
 
 BOOLEAN_BYTES = 1
 ENCODED, MASK = "encoder", "mask"
@@ -47,18 +47,30 @@ def _relative(f: Forward, name: str) -> Tensor:
     """``compute_bias``: [1, heads, seq, seq], a permuted view of a lookup by distance."""
     buckets, heads = f.spec.relative_attention_num_buckets, f.spec.num_attention_heads
     distances = f.t.new(f.seq * f.seq, INDEX_BYTES)
-    return f.embedding(
-        f"{name}.relative_attention_bias", distances, buckets, heads // f.how.tensor
-    )
+    return f.embedding(f"{name}.relative_attention_bias", distances, buckets, heads // f.how.tensor)
 
 
 def _zeros(f: Forward, q: Tensor) -> Tensor:
-    """No bias between target and source; under checkpointing T5 asks for its gradient."""
+    """No bias between target and source.
+
+    Under checkpointing T5 asks for its gradient: autograd's graph, made in the first pass, then
+    holds it, and the recomputation makes another.
+    """
     heads = f.spec.num_attention_heads // f.how.tensor
     zeros = f.t.new(heads * f.seq * f.source_seq, q.itemsize)
     if f.checkpointed and f.how.training and f.spec.model_type != "umt5":
-        zeros.node = Leaf()
+        zeros.node = _Held(zeros.storage) if f.t.forgets else Leaf()
     return zeros
+
+
+class _Held(Leaf):
+    """A leaf variable with its memory (``AccumulateGrad`` refers to it)."""
+
+    __slots__ = ("storage",)
+
+    def __init__(self, storage: Storage | None) -> None:
+        super().__init__()
+        self.storage = storage
 
 
 def _kernel(

@@ -92,11 +92,11 @@ class Prefix(Placed):
         if f.stack == "encoder" or is_cross(f):
             return k, v
         width = k.numel * f.how.tensor // f.tokens
-        first, second = self._prefix(f, width, k.itemsize)
+        first, second = self.prefix(f, width, k.itemsize)
         k = concat(f.t, (first, k))
         return k, concat(f.t, (second, relayout(f.t, v)))
 
-    def _prefix(self, f: Forward, width: int, itemsize: int) -> tuple[Tensor, Tensor]:
+    def prefix(self, f: Forward, width: int, itemsize: int) -> tuple[Tensor, Tensor]:
         """Keys and values of the virtual tokens in this layer's cache."""
         spec = f.spec
         numel = f.batch * self.tokens * width // f.how.tensor
@@ -115,8 +115,13 @@ class Prefix(Placed):
         if not self.projection:
             table = f.added_param(f"{name}.embedding.weight", (self.tokens, outputs))
             return embedding(f.t, ids, table, outputs)
+        width = self.input_width(f, width)
         table = f.added_param(f"{name}.embedding.weight", (self.tokens, width))
         x = embedding(f.t, ids, table, width)
         x = f.added_linear(f"{name}.transform.0", x, (width, self.projection), bias=True)
         x = activation(f.t, x, "tanh")
         return f.added_linear(f"{name}.transform.2", x, (self.projection, outputs), bias=True)
+
+    def input_width(self, f: Forward, width: int) -> int:
+        """Width of the vectors an encoder reads: PEFT takes that of the keys."""
+        return width

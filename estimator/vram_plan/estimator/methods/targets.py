@@ -56,3 +56,26 @@ Mixtral classes are one tensor, so ``w2`` matches nothing there.
 def is_feedforward(name: str, endings: str) -> bool:
     """Whether IA³ scales the input of ``name`` (PEFT compares endings without a dot)."""
     return any(name.endswith(ending) for ending in endings.split(",") if ending)
+
+
+QUERY_VALUE = {
+    **dict.fromkeys(
+        (
+            "bart gemma gemma2 gemma3_text gpt_neo gptj llama mistral mixtral opt phi qwen2 qwen3 stablelm"
+        ).split(),
+        "q_proj,v_proj",
+    ),
+    **dict.fromkeys(("bert", "electra", "roberta", "xlm-roberta"), "query,value"),
+    **dict.fromkeys(("bloom", "chatglm", "falcon", "gpt_neox"), "query_key_value"),
+    **dict.fromkeys(("gpt2", "gpt_bigcode"), "c_attn"),
+    **dict.fromkeys(("mt5", "t5"), "q,v"),
+    "codegen": "qkv_proj",
+    "deberta": "in_proj",
+    "deberta-v2": "query_proj,value_proj",
+    "mpt": "Wqkv",
+}
+"""``model_type`` → the layers that project queries and values.
+
+``TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING``, ``peft/utils/constants.py``, PEFT 0.21.2
+(without the feed-forward layers it adds for Phi).
+"""

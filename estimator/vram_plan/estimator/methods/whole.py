@@ -12,7 +12,10 @@ class Full(Method):
 
 @dataclass(frozen=True, slots=True)
 class Freeze(Method):
-    """The first ``frozen`` blocks and the embeddings do not learn; the rest and the head do."""
+    """The first ``frozen`` blocks and the embeddings do not learn; the rest and the head do.
+
+    A head tied to the embeddings does not learn either.
+    """
 
     frozen: int
 
@@ -20,7 +23,7 @@ class Freeze(Method):
         """Blocks from ``frozen`` on, the last norm and the head."""
         if layer >= 0:
             return layer >= self.frozen
-        return kind not in {"embedding", "position"}
+        return kind not in {"embedding", "position"} and not name.startswith("embed_tokens")
 
     def layer_key(self, layer: int) -> int:
         """Frozen blocks differ from the others."""

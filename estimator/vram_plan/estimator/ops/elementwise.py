@@ -160,6 +160,20 @@ def clamp_in_place(t: Tape, x: Tensor) -> Tensor:
     return t.record(out, (x.node,), backward)
 
 
+def maximum(t: Tape, x: Tensor) -> Tensor:
+    """``torch.max(x, number)``: keeps x; backward compares twice and halves ties on the way."""
+    kept = x.storage
+
+    def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
+        _ = kept
+        ties, halved = t.new(grad.numel, 1), t.new(grad.numel, grad.itemsize)
+        result = t.new(grad.numel, grad.itemsize)
+        del ties, halved
+        return (result,)
+
+    return t.record(t.new(x.numel, x.itemsize), (x.node,), backward)
+
+
 def tanh(t: Tape, x: Tensor) -> Tensor:
     """``tanh``: its backward needs its output."""
     return _from_output(t, x)

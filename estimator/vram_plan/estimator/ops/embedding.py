@@ -3,9 +3,7 @@
 from vram_plan.estimator.tape import Param, Tape, Tensor
 
 
-def embedding(
-    t: Tape, indices: Tensor, table: Param, width: int, *, joins: bool = False
-) -> Tensor:
+def embedding(t: Tape, indices: Tensor, table: Param, width: int, *, joins: bool = False) -> Tensor:
     """``torch.nn.Embedding``: keeps the indices; its gradient is a dense table.
 
     ``embedding_dense_backward`` (torch 2.13.0) fills a tensor of the whole table's size even when

@@ -65,7 +65,9 @@ def sum_chosen(t: Tape, x: Tensor, chosen: int, *, wide: bool) -> Tensor:
     """
     full, before = x.numel, x.itemsize
     out = t.new(x.numel // chosen, FP32_BYTES if wide else before)
-    return t.record(out, (x.node,), lambda grad: (t.new(full, before),))
+    out = t.record(out, (x.node,), lambda grad: (t.new(full, before),))
+    t.waits(full * before)
+    return out
 
 
 def divide_in_place(t: Tape, x: Tensor, total: Tensor) -> Tensor:

@@ -77,6 +77,24 @@ def rms_norm_wide(
     return out
 
 
+def rms_norm_mixed(t: Tape, x: Tensor, weight: Param, width: int, *, wide: bool) -> Tensor:
+    """``x * rsqrt(mean(x.float()²) + ε)`` with x itself in 16 bits: two copies of x are kept.
+
+    The product is fp32; it is cast back before the weight (Baichuan's ``modeling_baichuan.py``) or,
+    ``wide``, behind it (THUDM's ``modeling_chatglm.py``).
+    """
+    itemsize, by_token = x.itemsize, x.by_token
+    variance = reduce_last(t, power(t, cast(t, x, FP32_BYTES)), width)
+    normed = mul(t, x, _rsqrt(t, shift(t, variance)))
+    if wide:
+        out = cast(t, weight_product(t, normed, weight), itemsize)
+    else:
+        normed = cast(t, normed, itemsize)
+        out = weight_product(t, normed, weight)
+    out.by_token = by_token
+    return out
+
+
 def layer_norm_wide(t: Tape, x: Tensor, weight: Param, width: int) -> Tensor:
     """A LayerNorm without bias written out in fp32: CohereLayerNorm.
 

@@ -22,7 +22,7 @@ class Written:
 
     Attributes:
         wide_products: queries and keys are cast to fp32 before their product (GPT-J, GPT-Neo).
-        wide_softmax: ``softmax(…, dtype=float32)``, then back to the values' dtype.
+        wide_softmax: ``softmax(…, dtype=float32)``, then the queries' dtype, not the values'.
         scaling: where the scores are multiplied by a number: ``before`` or ``after`` the mask, or
             ``never``.
         chosen: ``torch.where`` with a boolean buffer masks the scores first (GPT-Neo).
@@ -43,6 +43,7 @@ class Written:
 
 def written(t: Tape, q: Tensor, k: Tensor, v: Tensor, s: Heads, how: Written) -> Tensor:
     """Scores, mask, softmax, dropout, product with the values, and the result laid out by tokens."""
+    itemsize = (q if how.wide_softmax else v).itemsize
     k, v = repeated(t, k, s), repeated(t, v, s)
     if how.wide_products:
         q, k = cast(t, q, FP32_BYTES), cast(t, k, FP32_BYTES)
@@ -50,7 +51,7 @@ def written(t: Tape, q: Tensor, k: Tensor, v: Tensor, s: Heads, how: Written) ->
     weights = masked(t, batched_product(t, *factors, s.scores), how)
     del factors
     weights = softmax(t, weights, width_of(weights, how), half_to_float=s.half)
-    weights = cast(t, weights, v.itemsize)
+    weights = cast(t, weights, itemsize)
     weights = dropout(t, weights, s.dropout)
     numel = s.batch * s.heads * s.seq * s.value_dim
     out = batched_product(t, low(t, weights, how), factor(t, v, s, how, "v"), numel)

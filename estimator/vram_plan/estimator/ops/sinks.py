@@ -17,10 +17,10 @@ from vram_plan.estimator.tape import Param, Tape, Tensor
 
 def sink_attention(
     t: Tape, parts: tuple[Tensor, Tensor, Tensor], sinks: Param, s: Heads
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """``eager_attention_forward`` of transformers 5.23.0 ``models/gpt_oss/modeling_gpt_oss.py``.
 
-    The softmax stays in the scores' dtype; the largest score of a row is subtracted first.
+    Returns the probabilities too, which the layer holds. The softmax stays in the scores' dtype; the largest score of a row is subtracted first.
     """
     q, k, v = parts
     keys, values = repeat_heads(t, k, s), repeat_heads(t, v, s)
@@ -35,7 +35,7 @@ def sink_attention(
     out = batched_product(t, low(t, weights, s, flat=True), low(t, values, s), numel)
     out = merged(t, out, s)
     del combined, probabilities
-    return out
+    return out, weights
 
 
 def append_sinks(t: Tape, weights: Tensor, sinks: Param, s: Heads) -> Tensor:

@@ -1,7 +1,156 @@
-"""FSDP1 (``FullyShardedDataParallel``)."""
+"""FSDP1 (``FullyShardedDataParallel``): each block's weights as one flat weight, split evenly.
+
+Wrapped as Accelerate does (``TRANSFORMER_BASED_WRAP``): a unit for each block, the root for the
+rest, ``use_orig_params``, ``BACKWARD_PRE``; with adapters PEFT's policy wraps every adapter weight
+by itself. The all-gather writes into the flat weight: no buffer beside it. A unit's gradients are
+those of views of the flat weight, so at the end of its backward pass autograd copies them into a
+flat one. torch 2.13.0 ``torch/distributed/fsdp/_flat_param.py``, ``_runtime_utils.py``; peft 0.21.2
+``peft/utils/other.py`` ``fsdp_auto_wrap_policy``.
+"""
 
 from __future__ import annotations
 
-from vram_plan.estimator.sharding.fsdp2 import entries, keeps_gradients
+from dataclasses import replace
 
-__all__ = ["entries", "keeps_gradients"]
+from vram_plan.estimator.chain import Link
+from vram_plan.estimator.config import TrainConfig
+from vram_plan.estimator.ledger import Entry
+from vram_plan.estimator.sharding.base import Rank
+from vram_plan.estimator.sharding.fsdp_states import flat_states, shard_ranks
+from vram_plan.estimator.sharding.gathering import Beside, dress, neighbours, pause
+from vram_plan.estimator.sharding.units import (
+    Unit,
+    held_bytes,
+    root_unit,
+    rounded,
+    single_ends,
+    unit_of,
+)
+
+FLAT = "torch 2.13.0 torch/distributed/fsdp/_flat_param.py"
+RUNTIME = "torch 2.13.0 torch/distributed/fsdp/_runtime_utils.py"
+
+
+def keeps_gradients(config: TrainConfig) -> bool:
+    """A unit's gradients wait for one another until the flat one is made."""
+    return True
+
+
+def entries(rank: Rank) -> list[Entry]:
+    """Flat shards of weights, gradients and optimizer states."""
+    return flat_states(rank)
+
+
+def links(rank: Rank) -> tuple[Link, ...]:
+    """The chain with what is gathered and reduced beside every segment."""
+    return Timeline(rank).links()
+
+
+class Timeline:
+    """Which gathered flat weights and flat gradients live beside each segment."""
+
+    def __init__(self, rank: Rank) -> None:
+        config = rank.config
+        self.config = config
+        self.ranks = shard_ranks(config)
+        self.scale = rank.passes.inventory.scale
+        self.chain = single_ends(rank.passes.links)
+        self.root = _wrapped(root_unit(self.chain, self.scale))
+        self.stays = config.fsdp == "grad-op"
+        self.leaves = any(p.added for link in self.chain for p in link.cost.params)
+
+    def links(self) -> tuple[Link, ...]:
+        """The dressed chain; before each unit, the moment that flattens its gradients."""
+        result = [self._flattening_root()]
+        for link, previous, _ in neighbours(self.chain):
+            if link.segment.kind == "layer":
+                result += self._block(link, previous)
+            elif link.segment.kind == "head":
+                result.append(dress(link, self._head(previous)))
+            else:
+                root = (self._whole(self.root),)
+                result.append(dress(link, Beside(forward=root, backward=root)))
+        return tuple(result)
+
+    def _block(self, link: Link, previous: Link | None) -> list[Link]:
+        unit = self._unit(link)
+        before = link if link.count > 1 else previous
+        gathered = (self._whole(self.root), self._whole(unit))
+        backward = gathered
+        # With adapters the handle before this block's is that of its own last adapter.
+        if before is not None and not self.stays and not self.leaves:
+            backward = (*gathered, self._whole(self._unit(before), "ahead: the block before"))
+        kept = self._gathered_bytes(unit) if self.stays else 0
+        shards = self._shards_bytes(unit_of(link, self.scale))
+        beside = Beside(forward=gathered, backward=backward, kept=kept, gradients=shards)
+        if link.count > 1 or not unit.learns:
+            return [dress(link, beside)]
+        # The shard is there only after this moment, so it is the pause that leaves it.
+        flattening = Beside(
+            backward=(*backward, *self._flat_gradients(unit)), gradients=shards
+        )
+        name = f"flattening the gradients of {link.segment.name}"
+        dressed = dress(link, replace(beside, gradients=0))
+        return [pause(name, "layer", link.cost.left, flattening), dressed]
+
+    def _head(self, previous: Link | None) -> Beside:
+        root = self._whole(self.root)
+        if previous is None or self.stays:
+            return Beside(forward=(root,), backward=(root,))
+        ahead = self._whole(self._unit(previous), "ahead: the last block")
+        return Beside(forward=(root,), backward=(root, ahead))
+
+    def _flattening_root(self) -> Link:
+        """At the end of the backward pass: the flat gradient of what is outside the blocks."""
+        held = (self._whole(self.root), self._flat(self.root)) if self.root.learns else ()
+        left = replace(self.chain[0].cost.left, requires_grad=False)
+        return pause("flattening the last gradients", "embedding", left, Beside(backward=held))
+
+    def _unit(self, link: Link) -> Unit:
+        return _wrapped(unit_of(link, self.scale))
+
+    def _gathered_bytes(self, unit: Unit) -> int:
+        itemsize = max((p.itemsize for p in unit.params), default=0)
+        numel = unit.total(lambda p: p.numel)
+        return rounded(-(-numel // self.ranks) * self.ranks * itemsize)
+
+    def _shards_bytes(self, unit: Unit) -> int:
+        """Its gradient's shard, adapters included."""
+        if self.config.grad_accum > 1 or self.config.offload == "optimizer+params":
+            return 0
+        return unit.total(
+            lambda p: p.numel * held_bytes(self.config, p) / self.ranks, trainable=True
+        )
+
+    def _whole(self, unit: Unit, what: str = "") -> Entry:
+        return Entry(
+            component="temporaries",
+            name=f"gathered flat weight of {what or unit.name}",
+            bytes=self._gathered_bytes(unit),
+            formula=f"{unit.total(lambda p: p.numel):,} elements of {unit.name} in the compute dtype",
+            source=RUNTIME,
+        )
+
+    def _flat(self, unit: Unit) -> Entry:
+        return Entry(
+            component="gradients",
+            name=f"flat gradient of {unit.name}",
+            bytes=self._gathered_bytes(unit),
+            formula="a copy of the unit's gradients: cat of the views' (split_with_sizes_backward)",
+            source=FLAT,
+        )
+
+    def _flat_gradients(self, unit: Unit) -> tuple[Entry, ...]:
+        views = Entry(
+            component="gradients",
+            name=f"gradients of the weights in {unit.name}",
+            bytes=unit.total(lambda p: rounded(p.numel * p.itemsize), trainable=True),
+            formula="one for every weight, until the flat one is made",
+            source=FLAT,
+        )
+        return (views, self._flat(unit))
+
+
+def _wrapped(unit: Unit) -> Unit:
+    """The unit without adapters, which are units of their own."""
+    return replace(unit, params=tuple(p for p in unit.params if not p.added))

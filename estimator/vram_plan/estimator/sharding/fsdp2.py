@@ -8,12 +8,14 @@ head form the root unit, which stays gathered from the forward pass on. torch 2.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from vram_plan.estimator.chain import Link
 from vram_plan.estimator.config import TrainConfig
 from vram_plan.estimator.ledger import Entry
 from vram_plan.estimator.sharding.base import Rank
 from vram_plan.estimator.sharding.fsdp_states import shard_ranks, sharded_states
-from vram_plan.estimator.sharding.gathering import Beside, dress, pause
+from vram_plan.estimator.sharding.gathering import Beside, dress, neighbours, pause
 from vram_plan.estimator.sharding.units import (
     Unit,
     held_bytes,
@@ -59,31 +61,17 @@ class Timeline:
 
     def links(self) -> tuple[Link, ...]:
         """The dressed chain; between segments, the moments that gather and reduce."""
-        result: list[Link] = []
-        previous = None
-        following = self._following()
-        for i, link in enumerate(self.chain):
+        result = [self._root_reduction()]
+        for link, previous, following in neighbours(self.chain):
             if link.segment.kind == "layer":
-                last = following[i] is None
-                if last:
+                if following is None:
                     result.append(self._gathering(link, previous))
-                result.append(dress(link, self._block(link, previous, following[i])))
-                previous = link
+                result.append(dress(link, self._block(link, previous, following)))
             elif link.segment.kind == "head":
                 result.append(dress(link, self._head(previous)))
             else:
-                result.append(dress(link, self._embedding(following[i])))
-        return (self._root_reduction(), *result)
-
-    def _following(self) -> list[Link | None]:
-        """For every link the block that comes next."""
-        result: list[Link | None] = []
-        following: Link | None = None
-        for link in reversed(self.chain):
-            result.append(following)
-            if link.segment.kind == "layer":
-                following = link
-        return result[::-1]
+                result.append(dress(link, self._embedding(following)))
+        return tuple(result)
 
     def _block(self, link: Link, previous: Link | None, following: Link | None) -> Beside:
         unit = self._unit(link)
@@ -128,14 +116,15 @@ class Timeline:
         held = [self._root(), self._all_gather(unit, "of this block"), *self._cast(unit)]
         before = self.root if previous is None else self._unit(previous)
         held.append(self._all_gather(before, "of the block before"))
-        entered = link.cost.left
-        return pause(f"gathering {link.segment.name}", "layer", entered, forward=held)
+        beside = Beside(forward=tuple(held))
+        return pause(f"gathering {link.segment.name}", "layer", link.cost.left, beside)
 
     def _root_reduction(self) -> Link:
         """After the backward pass: what is outside the blocks is reduced."""
-        left = self.chain[0].cost.left
         held = self._reduce_input(self.root, "of what is outside the blocks")
-        return pause("reducing what is outside the blocks", "embedding", left, backward=held)
+        beside = Beside(backward=tuple(held))
+        left = replace(self.chain[0].cost.left, requires_grad=False)
+        return pause("reducing what is outside the blocks", "embedding", left, beside)
 
     def _unit(self, link: Link) -> Unit:
         return unit_of(link, self.scale)

@@ -15,9 +15,10 @@ from vram_plan.estimator.sharding.base import (
     optimizer_entries,
     packed_entries,
 )
-from vram_plan.estimator.sharding.units import shard, tensors_bytes
+from vram_plan.estimator.sharding.units import held_bytes, shard, tensors_bytes
 
 PARAM = "torch 2.13.0 torch/distributed/fsdp/_fully_shard/_fsdp_param.py _init_sharded_param"
+FLAT = "torch 2.13.0 torch/distributed/fsdp/_flat_param.py FlatParamHandle.shard"
 REDUCE = "torch 2.13.0 torch/distributed/fsdp/_fully_shard/_fsdp_collectives.py foreach_reduce"
 
 
@@ -32,17 +33,26 @@ def shard_ranks(config: TrainConfig) -> int:
 def sharded_states(rank: Rank) -> list[Entry]:
     """One rank's rows of everything."""
     config, inventory = rank.config, rank.passes.inventory
-    ranks, scale = shard_ranks(config), inventory.scale
+    ranks = shard_ranks(config)
     shards = [shard(w, config, ranks) for w in inventory.weights if not w.packed]
+    held = f"Σ ⌈rows / {ranks}⌉ · columns · bytes"
+    return _entries(rank, shards, ranks, PARAM, held)
+
+
+def _entries(
+    rank: Rank, shards: list[Weight], ranks: int, source: str, held: str
+) -> list[Entry]:
+    config, inventory = rank.config, rank.passes.inventory
     learning = [w for w in shards if w.trainable]
+    scale = inventory.scale
     found = [
         Entry(
             component="weights",
             name="shards of the weights",
             bytes=tensors_bytes(shards, scale),
-            formula=f"Σ ⌈rows / {ranks}⌉ · columns · bytes over {inventory.tensors():,} tensors "
+            formula=f"{held} over {inventory.tensors():,} tensors "
             f"({inventory.numel():,} parameters)",
-            source=PARAM,
+            source=source,
             state=True,
         ),
         _gradients(rank, learning, ranks),
@@ -76,3 +86,20 @@ def _on_host(entry: Entry, config: TrainConfig) -> Entry:
         formula=f"{neighbours} ranks · ({entry.formula})",
         source=f"{entry.source}; CPUOffloadPolicy",
     )
+
+
+def flat_states(rank: Rank) -> list[Entry]:
+    """One rank's part of every flat weight, of its gradient and of its optimizer states."""
+    config, inventory = rank.config, rank.passes.inventory
+    ranks = shard_ranks(config)
+    pieces = [
+        replace(
+            weight,
+            numel=-(-weight.numel // ranks),
+            itemsize=held_bytes(config, weight),
+            shape=(-(-weight.numel // ranks),),
+        )
+        for weight in inventory.weights
+        if not weight.packed
+    ]
+    return _entries(rank, pieces, ranks, FLAT, f"Σ parameters / {ranks} · bytes")

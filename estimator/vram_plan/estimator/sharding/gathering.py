@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from vram_plan.estimator.chain import Link
+from vram_plan.estimator.forward import Forward
 from vram_plan.estimator.ledger import Entry
-from vram_plan.estimator.segment import Segment
+from vram_plan.estimator.segment import Kind, Segment
 from vram_plan.estimator.simulate import Boundary, Cost
+from vram_plan.estimator.tape import Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +30,15 @@ class Beside:
     gradients: int | None = None
 
 
+def neighbours(chain: tuple[Link, ...]) -> Iterator[tuple[Link, Link | None, Link | None]]:
+    """Every link with the block that runs before the first of it and after the last of it."""
+    blocks = [link if link.segment.kind == "layer" else None for link in chain]
+    for i, link in enumerate(chain):
+        before = next((b for b in reversed(blocks[:i]) if b is not None), None)
+        after = next((b for b in blocks[i + 1 :] if b is not None), None)
+        yield link, before, after
+
+
 def dress(link: Link, beside: Beside) -> Link:
     """The link with what the engine holds beside it."""
     cost = link.cost
@@ -42,29 +53,21 @@ def dress(link: Link, beside: Beside) -> Link:
     )
 
 
-def pause(
-    name: str,
-    kind: str,
-    left: Boundary,
-    *,
-    forward: Iterable[Entry] = (),
-    backward: Iterable[Entry] = (),
-) -> Link:
+def pause(name: str, kind: Kind, left: Boundary, beside: Beside) -> Link:
     """A moment between two segments: the tensor that passes between them, and what is held.
 
     It is a segment that computes nothing; gathering before a block and reducing after one fall
     into such moments.
     """
-    segment = Segment(name=name, kind=kind, run=lambda f, x, shared: x)  # type: ignore[arg-type]
-    held = tuple(backward)
-    passing = {"activations": left.nbytes}
+    segment = Segment(name=name, kind=kind, run=_passes_on)
+    grad = left.nbytes if left.requires_grad else 0
     cost = Cost(
         params=(),
         saved={},
         cast=0,
-        forward=passing if forward else {},
-        backward={"temporaries": left.nbytes if left.requires_grad else 0} if held else {},
-        gradients=0,
+        forward={"activations": left.nbytes} if beside.forward else {},
+        backward={"temporaries": grad} if beside.backward else {},
+        gradients=beside.gradients or 0,
         left=left,
     )
     return Link(
@@ -72,6 +75,10 @@ def pause(
         count=1,
         first=-1,
         cost=cost,
-        beside_forward=tuple(forward),
-        beside_backward=held,
+        beside_forward=beside.forward,
+        beside_backward=beside.backward,
     )
+
+
+def _passes_on(f: Forward, x: Tensor, shared: Mapping[str, Tensor]) -> Tensor:
+    return x

@@ -58,13 +58,13 @@ def root_unit(links: tuple[Link, ...], scale: float) -> Unit:
 
 
 def single_ends(links: tuple[Link, ...]) -> tuple[Link, ...]:
-    """The chain with the first and the last block as links of their own."""
+    """The chain with the first two blocks and the last one as links of their own."""
     blocks = [i for i, link in enumerate(links) if link.segment.kind == "layer"]
     result: list[Link] = []
     for i, link in enumerate(links):
-        head = 1 if blocks and i == blocks[0] else 0
+        head = min(2, link.count) if blocks and i == blocks[0] else 0
         tail = 1 if blocks and i == blocks[-1] and link.count > head else 0
-        result += cut(link, (head, link.count - head - tail, tail))
+        result += cut(link, (*(1,) * head, link.count - head - tail, tail))
     return tuple(result)
 
 

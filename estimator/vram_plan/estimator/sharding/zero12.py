@@ -17,7 +17,7 @@ from vram_plan.estimator.ledger import Entry
 from vram_plan.estimator.sharding.base import packed_entries
 from vram_plan.estimator.sharding.zero_bucket import flattened, reductions
 from vram_plan.estimator.sharding.zero_moment import Candidate, fullest, moment_entries
-from vram_plan.estimator.sharding.zero_offload import flat_offload_entries
+from vram_plan.estimator.sharding.zero_offload import flat_offload_entries, gradient_copy_bytes
 from vram_plan.estimator.sharding.zero_parts import DS, FP32, FP64, REDUCTION, Shares
 from vram_plan.estimator.step import (
     BACKWARD_FIRST,
@@ -120,22 +120,19 @@ def state_entries(shares: Shares, elements: int, *, freed: int) -> list[Entry]:
 
 def _gradient_entries(shares: Shares) -> list[Entry]:
     """The partition's gradients, what cut weights add, and (stage 1) the other partitions'."""
-    config, width = shares.config, shares.width
-    separate = shares.grad_width != width
+    width, wide = shares.width, shares.grad_width
+    cut = 0 if wide != width else shares.span - shares.partition
     held = _held_instants(shares)
     found = [
         Entry(
             component="gradients",
             name="gradients of the partition",
-            bytes=shares.grad_width * shares.partition,
-            formula=f"{shares.grad_width} · {shares.trainable:,} parameters / {shares.ranks} ranks",
+            bytes=wide * shares.partition,
+            formula=f"{wide} · {shares.trainable:,} parameters / {shares.ranks} ranks",
             source=SOURCE,
-            alive=held,
+            alive=held if hooked(shares) else held and held | {REDUCTION},
             state=True,
-        )
-    ]
-    cut = 0 if separate else shares.span - shares.partition
-    found.append(
+        ),
         Entry(
             component="gradients",
             name="whole gradients of weights that the partition cuts",
@@ -143,13 +140,20 @@ def _gradient_entries(shares: Shares) -> list[Entry]:
             formula=f"{width} · ({shares.span:,} − {shares.partition:,}) elements",
             source=f"{SOURCE} copy_grads_in_partition",
             alive=held,
-        )
-    )
-    if hooked(shares):
-        if config.grad_accum > 1 and not separate:
-            found.append(_second_partition(shares))
-        return found
-    return [*found, _other_partitions(shares)]
+        ),
+    ]
+    if not hooked(shares):
+        found.append(_other_partitions(shares))
+    elif shares.config.grad_accum > 1 and wide == width:
+        found.append(_second_partition(shares))
+    return found
+
+
+def _held_instants(shares: Shares) -> frozenset[str]:
+    """When the partition's gradients are alive beside all others; empty: always."""
+    if shares.config.grad_accum > 1 and hooked(shares):
+        return frozenset()
+    return frozenset({*STEP, *(_reached(shares) if hooked(shares) else ())})
 
 
 def _other_partitions(shares: Shares) -> Entry:
@@ -175,18 +179,8 @@ def _second_partition(shares: Shares) -> Entry:
         bytes=shares.width * shares.span,
         formula=f"{shares.width} · {shares.span:,} elements, added at the end of its backward pass",
         source=f"{SOURCE} independent_gradient_partition_epilogue",
-        alive=frozenset({*_reached(shares), REDUCTION}),
+        alive=frozenset(_reached(shares)),
     )
-
-
-def _held_instants(shares: Shares) -> frozenset[str]:
-    """When the partition's gradients are alive."""
-    if shares.config.grad_accum > 1:
-        return frozenset()
-    if hooked(shares):
-        chosen = fullest(shares, list(_candidates(shares)))
-        return frozenset({*_reached(shares), *STEP, *([REDUCTION] if chosen.held else [])})
-    return frozenset({REDUCTION, *STEP})
 
 
 def _reached(shares: Shares) -> Iterator[str]:
@@ -224,7 +218,18 @@ def bucket_entries(shares: Shares) -> list[Entry]:
         )
     ]
     chosen = fullest(shares, list(_candidates(shares)))
-    return [*found, *moment_entries(shares, chosen, f"{SOURCE} allreduce_bucket")]
+    return [
+        *found,
+        *moment_entries(shares, chosen, f"{SOURCE} allreduce_bucket"),
+        Entry(
+            component="gradients",
+            name="gradients of a partition that were reduced before",
+            bytes=chosen.held,
+            formula=f"{chosen.held:,} bytes on the rank whose weights are reduced first",
+            source=f"{SOURCE} copy_grads_in_partition",
+            alive=frozenset({REDUCTION}),
+        ),
+    ]
 
 
 def _candidates(shares: Shares) -> Iterator[Candidate]:
@@ -235,19 +240,32 @@ def _candidates(shares: Shares) -> Iterator[Candidate]:
 
 
 def _during_backward(shares: Shares) -> Iterator[Candidate]:
-    """Stage 2: the last rank's partition is allocated by the first reduction."""
+    """Stage 2: a rank's partition is allocated by the first reduction that reaches it."""
     arrival, width = shares.trained[::-1], shares.width
     bucket = shares.config.zero_sizes.reduce_bucket_size
     offloaded = shares.config.offload != "none"
-    own = 0 if offloaded else shares.grad_width * shares.span
-    offsets, count = shares.offsets, len(arrival)
-    for number, r in enumerate(reductions([p.numel for p in arrival], bucket)):
+    offsets, count, size = shares.offsets, len(arrival), max(1, shares.partition)
+    held = 0
+    for r in reductions([piece.numel for piece in arrival], bucket):
         begin, end = offsets[count - r.end], offsets[count - r.first]
-        copied = width * flattened(begin, end, shares.partition, bucket)
+        copied = width * flattened(begin, end, size, bucket)
         at = arrival[r.end] if r.end < count else None
-        yield Candidate(at=at, copied=copied, held=own if number else 0)
-        if not number:
-            yield Candidate(at=at, copied=0, held=own)
+        if offloaded:
+            yield Candidate(at=at, copied=max(copied, gradient_copy_bytes(shares)), held=0)
+            continue
+        yield Candidate(at=at, copied=copied, held=held)
+        held = max(held, _allocated(shares, begin // size, (end - 1) // size))
+        yield Candidate(at=at, copied=0, held=held)
+
+
+def _allocated(shares: Shares, first: int, last: int) -> int:
+    """Bytes of the largest partition from ``first`` to ``last``, unless it is there already."""
+    separate = shares.grad_width != shares.width
+    if separate and shares.config.grad_accum > 1:
+        return 0
+    if separate:
+        return shares.grad_width * shares.partition
+    return shares.width * max(shares.spans.get(part, 0) for part in range(first, last + 1))
 
 
 def _after_backward(shares: Shares) -> Iterator[Candidate]:

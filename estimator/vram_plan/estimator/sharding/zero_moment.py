@@ -18,7 +18,7 @@ class Candidate:
     Attributes:
         at: the weight whose gradient arrives; None once the backward pass is over.
         copied: bytes of the flat copy it makes.
-        held: bytes of gradients held beside the bucket.
+        held: bytes of what else is there at this moment: a partition's gradients, gathered weights.
     """
 
     at: Piece | None
@@ -27,7 +27,9 @@ class Candidate:
 
 
 def activations_at(shares: Shares, at: Piece | None) -> Bytes:
-    """What the earlier segments keep, and the fullest moment of this one's backward pass."""
+    """What the earlier segments keep, the fullest moment of this one's backward pass (its other
+    gradients are in the bucket) and the gradient that arrives.
+    """
     if at is None:
         return {}
     alive: Bytes = {}
@@ -36,6 +38,7 @@ def activations_at(shares: Shares, at: Piece | None) -> Bytes:
     link = shares.links[at.link]
     _add(alive, link.cost.saved, at.layer)
     _add(alive, link.cost.backward, 1)
+    alive["gradients"] = shares.width * at.numel
     return alive
 
 

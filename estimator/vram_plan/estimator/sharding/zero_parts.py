@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 from vram_plan.estimator.chain import Link
 from vram_plan.estimator.config import TrainConfig
@@ -123,18 +124,22 @@ class Shares:
         return tuple(found)
 
     @cached_property
-    def span(self) -> int:
-        """Elements of all weights that lie in the fullest partition, cut ones counted whole."""
-        offsets, size = self.offsets, max(1, self.partition)
+    def spans(self) -> dict[int, int]:
+        """Partition → elements of all weights that lie in it, cut ones counted whole."""
+        size = max(1, self.partition)
         firsts: dict[int, int] = {}
         lasts: dict[int, int] = {}
-        for begin, end in zip(offsets, offsets[1:], strict=False):
+        for begin, end in pairwise(self.offsets):
             if end > begin:
                 for part in range(begin // size, (end - 1) // size + 1):
                     firsts.setdefault(part, begin)
                     lasts[part] = end
-        spans = (lasts[part] - begin for part, begin in firsts.items())
-        return max(self.partition, max(spans, default=0))
+        return {part: lasts[part] - begin for part, begin in firsts.items()}
+
+    @cached_property
+    def span(self) -> int:
+        """The largest of the spans."""
+        return max(self.partition, max(self.spans.values(), default=0))
 
     @cached_property
     def largest_slice(self) -> int:

@@ -1,0 +1,48 @@
+"""Small models of several families."""
+
+from typing import Any
+
+import pytest
+
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 1000,
+}
+GPT2 = {
+    "model_type": "gpt2",
+    "n_embd": 256,
+    "n_layer": 2,
+    "n_head": 4,
+    "vocab_size": 1000,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+BERT = {
+    "model_type": "bert",
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 1000,
+}
+T5 = {
+    "model_type": "t5",
+    "d_model": 256,
+    "d_ff": 512,
+    "d_kv": 64,
+    "num_layers": 2,
+    "num_heads": 4,
+    "vocab_size": 1000,
+}
+SHAPES: dict[str, dict[str, Any]] = {"llama": LLAMA, "gpt2": GPT2, "bert": BERT, "t5": T5}
+
+
+@pytest.fixture
+def shapes() -> dict[str, dict[str, Any]]:
+    """Model type → its configuration."""
+    return SHAPES
