@@ -39,7 +39,14 @@ ARCHITECTURES: dict[str, Fields] = {
     "bloom": {"hidden_size": 64, "n_layer": 2, "n_head": 4, "vocab_size": 96},
     "falcon": SIZES | {"multi_query": False},
     "bert": GATED,
-    "t5": {"d_model": 64, "d_kv": 16, "num_heads": 4, "d_ff": 144, "num_layers": 2, "vocab_size": 96},
+    "t5": {
+        "d_model": 64,
+        "d_kv": 16,
+        "num_heads": 4,
+        "d_ff": 144,
+        "num_layers": 2,
+        "vocab_size": 96,
+    },
     "bart": {
         "d_model": 64,
         "encoder_layers": 2,

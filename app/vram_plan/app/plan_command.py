@@ -25,7 +25,13 @@ _FORMATS = {"table": "table", "json": "json_format", "markdown": "markdown", "cs
 @click.option("--check", is_flag=True, help="Exit with 1 unless it fits (needs --gpu).")
 @click.pass_context
 def plan(
-    context: click.Context, model: str, format_: str, explain: bool, check: bool, **values: Any
+    context: click.Context,
+    /,
+    model: str,
+    format_: str,
+    explain: bool,
+    check: bool,
+    **values: Any,
 ) -> None:
     """Predict the memory of a fine-tune per GPU, and where it fits.
 

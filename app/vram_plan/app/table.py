@@ -1,4 +1,4 @@
-"""The plan for a person at a terminal: the total first, then why, where it fits, what would help."""
+"""The plan at a terminal: the total first, then why, where it fits and what would help."""
 
 from __future__ import annotations
 

@@ -100,10 +100,12 @@ def _first_alike(run: Run) -> Run:
         spec = run.spec
         return run.how.method.layer_key(layer), spec.is_windowed(layer), spec.is_sparse(layer)
 
-    if run.layer <= 0:
+    segments = run.composition.segments
+    start = min(segment.first for segment in segments if segment.run is run.segment.run)
+    if run.layer <= start or start < 0:
         return run
     mine = traits(run.layer)
-    first = next(layer for layer in range(run.layer + 1) if traits(layer) == mine)
+    first = next(layer for layer in range(start, run.layer + 1) if traits(layer) == mine)
     return replace(run, layer=first, segment=replace(run.segment, count=1, first=first))
 
 

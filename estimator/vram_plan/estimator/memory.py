@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vram_plan.estimator.ledger import OUTSIDE_THE_STEP, Ledger
+from vram_plan.estimator.overhead import slack_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,13 +16,11 @@ class Memory:
         ledger: every entry.
         instants: bytes allocated in every instant.
         overhead_bytes: what a process takes on the device outside PyTorch's allocator.
-        slack_bytes: an upper bound of what the allocator cannot hand out (fragmentation).
     """
 
     ledger: Ledger
     instants: dict[str, int]
     overhead_bytes: int
-    slack_bytes: int
 
     @property
     def peak_instant(self) -> str:
@@ -48,6 +47,11 @@ class Memory:
     def needed_bytes(self) -> int:
         """What the run certainly needs: the largest instant and the overhead, no fragmentation."""
         return self.largest_bytes + self.overhead_bytes
+
+    @property
+    def slack_bytes(self) -> int:
+        """An upper bound of what the allocator cannot hand out (fragmentation)."""
+        return slack_bytes(self.components)
 
     @property
     def required_bytes(self) -> int:

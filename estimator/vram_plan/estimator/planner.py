@@ -12,7 +12,7 @@ from vram_plan.estimator.config import TrainConfig
 from vram_plan.estimator.fit import Fit, fits
 from vram_plan.estimator.ledger import Entry, Ledger
 from vram_plan.estimator.memory import Memory
-from vram_plan.estimator.overhead import overhead_bytes, slack_bytes
+from vram_plan.estimator.overhead import overhead_bytes
 from vram_plan.estimator.rank import run_passes
 from vram_plan.estimator.resolve import resolve
 from vram_plan.estimator.sharding.base import Rank, input_entries
@@ -90,7 +90,6 @@ def plan_config(config: TrainConfig) -> Plan:
         ledger=ledger,
         instants=ledger.totals(),
         overhead_bytes=overhead_bytes(config),
-        slack_bytes=slack_bytes(config, ledger),
     )
     return Plan(
         config=config,

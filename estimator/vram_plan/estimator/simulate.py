@@ -199,11 +199,12 @@ def _leave_autocast(f: Forward) -> tuple[int, Bytes]:
 
 def _recompute(f: Forward, run: Run, entered: Tensor, borrowed: Borrowed) -> _Made:
     """The second forward of a checkpointed segment, while the gradient of its output waits."""
-    grad = f.t.new(f.t.waiting or entered.numel * entered.itemsize, 1, "temporaries")
+    grad = f.t.new(entered.numel, entered.itemsize, "temporaries")
+    branch = f.t.new(f.t.waiting, 1, "temporaries")
     with f.t.recompute():
         made = _forward(f, run, entered, borrowed)
     f.cache.clear()
-    del grad
+    del grad, branch
     return made
 
 

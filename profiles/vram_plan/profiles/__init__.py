@@ -1,1 +1,1 @@
-"""What is known: GPUs, nodes, links, prices, models and software stacks, each figure with its source."""
+"""What is known: GPUs, nodes, links, prices and models, each figure with its source."""

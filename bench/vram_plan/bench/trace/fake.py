@@ -96,7 +96,7 @@ def trace_fake(config: TraceConfig) -> Trace:
     return Trace(
         start_bytes=start,
         start_blocks=alive,
-        events=log.events,
+        events=list(log.events),
         marks=watch.marks,
         seconds=time.perf_counter() - started,
         parameters=parameters,

@@ -45,6 +45,7 @@ def router_logits(f: Forward, name: str, x: Tensor) -> Tensor:
     """``F.linear(x, weight, bias)`` of a router [experts, hidden]: not an ``nn.Linear``."""
     experts = f.spec.num_experts
     weight = f.param(f"{name}.weight", (experts, f.spec.hidden_size), "router")
+    weight = f.how.method.weight(f, weight.name, weight)
     bias = f.param(f"{name}.bias", (experts,), "router") if f.spec.router_bias else None
     if f.how.autocast:
         x, weight = cast(f.t, x, LOW_BYTES), f.low(weight)
@@ -127,6 +128,7 @@ def _projection(
     offsets, biases = groups
     experts = f.spec.num_experts // f.how.expert
     weight = f.param(name, (experts, outputs, inputs), "expert")
+    weight = f.how.method.weight(f, name, weight)
     out = grouped_product(f.t, cast(f.t, x, weight.itemsize), weight, inputs, offsets)
     return out if biases is None else add_in_place(f.t, out, biases)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vram_plan.estimator.methods.lora import FOUR_BIT, Lora, quantized_as
+from vram_plan.estimator.methods.targets import matches
 from vram_plan.estimator.ops.adapters import (
     add_in_place,
     clone,
@@ -19,8 +20,9 @@ from vram_plan.estimator.ops.adapters import (
 from vram_plan.estimator.ops.elementwise import FP32_BYTES, add, cast, scale
 
 if TYPE_CHECKING:
+    from vram_plan.estimator.config import TrainConfig
     from vram_plan.estimator.forward import Forward
-    from vram_plan.estimator.tape import Tensor
+    from vram_plan.estimator.tape import Param, Tensor
 
 LOW_BYTES = 2
 
@@ -35,12 +37,28 @@ class AdaLora(Lora):
     only where a training loop calls ``update_and_allocate``.
     """
 
+    def check(self, config: TrainConfig) -> None:
+        """Every name is a linear layer's."""
+
+    def matches(self, f: Forward, name: str) -> bool:
+        """Names are not translated to stacked experts (PEFT does that for LoRA alone)."""
+        return matches(name, self.targets)
+
+    def weight(self, f: Forward, name: str, weight: Param) -> Param:
+        """No pairs in stacked weights."""
+        return weight
+
     def linear(
-        self, f: Forward, name: str, x: Tensor, shape: tuple[int, int], base: Callable[[Tensor], Tensor]
+        self,
+        f: Forward,
+        name: str,
+        x: Tensor,
+        shape: tuple[int, int],
+        base: Callable[[Tensor], Tensor],
     ) -> Tensor:
         """``result += (x @ (A · E).T @ B.T) · scaling / ranknum``."""
         result = base(x)
-        if not self.matches(name):
+        if not self.matches(f, name):
             return result
         kind, itemsize = quantized_as(f, name), result.itemsize
         if kind in FOUR_BIT:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from vram_plan.estimator.config import TrainConfig
     from vram_plan.estimator.forward import Forward
-    from vram_plan.estimator.tape import Tensor
+    from vram_plan.estimator.tape import Param, Tensor
 
 
 class Method:
@@ -52,10 +52,19 @@ class Method:
         return 0
 
     def linear(
-        self, f: Forward, name: str, x: Tensor, shape: tuple[int, int], base: Callable[[Tensor], Tensor]
+        self,
+        f: Forward,
+        name: str,
+        x: Tensor,
+        shape: tuple[int, int],
+        base: Callable[[Tensor], Tensor],
     ) -> Tensor:
         """Run the linear layer ``name`` with ``shape`` (inputs, outputs); ``base`` runs the plain one."""
         return base(x)
+
+    def weight(self, f: Forward, name: str, weight: Param) -> Param:
+        """Change a base weight that is no linear layer's: stacked experts, a router."""
+        return weight
 
     def sublayer(self, f: Forward, where: str, x: Tensor, entered: Tensor) -> Tensor:
         """Change the output ``x`` of ``attention`` or ``mlp`` before it joins the residual.

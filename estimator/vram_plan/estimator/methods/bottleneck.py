@@ -46,9 +46,7 @@ def bottleneck(
     down = _linear(f, f"{name}.adapter_down", x, (width, size), trainable=trainable)
     inner = activation(f.t, down, act)
     del down
-    return scale(
-        f.t, _linear(f, f"{name}.adapter_up", inner, (size, width), trainable=trainable)
-    )
+    return scale(f.t, _linear(f, f"{name}.adapter_up", inner, (size, width), trainable=trainable))
 
 
 def _linear(

@@ -6,13 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vram_plan.estimator.methods.experts import targeted
 from vram_plan.estimator.methods.lora import FOUR_BIT, Lora, quantized_as
 from vram_plan.estimator.ops.adapters import clone, weight_quotient
 from vram_plan.estimator.ops.elementwise import add, cast, mul, scale, shift
 
 if TYPE_CHECKING:
+    from vram_plan.estimator.config import TrainConfig
     from vram_plan.estimator.forward import Forward
-    from vram_plan.estimator.tape import Tensor
+    from vram_plan.estimator.tape import Param, Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +25,29 @@ class Dora(Lora):
     identity matrix and a copy of the weight in the adapter's dtype; they live while it runs.
     """
 
+    def check(self, config: TrainConfig) -> None:
+        """PEFT decomposes no stacked expert weights."""
+        if targeted(config.model.model_type, self.targets):
+            raise ValueError(
+                f"--method dora: PEFT cannot decompose the experts of {config.model.name}; choose "
+                "--lora-targets attention or --method lora"
+            )
+
+    def weight(self, f: Forward, name: str, weight: Param) -> Param:
+        """No pairs in stacked weights."""
+        return weight
+
     def linear(
-        self, f: Forward, name: str, x: Tensor, shape: tuple[int, int], base: Callable[[Tensor], Tensor]
+        self,
+        f: Forward,
+        name: str,
+        x: Tensor,
+        shape: tuple[int, int],
+        base: Callable[[Tensor], Tensor],
     ) -> Tensor:
         """``result + (m − 1) · result + m · B(A(x)) · scaling`` with m = magnitude / norm."""
         result = base(x)
-        if not self.matches(name):
+        if not self.matches(f, name):
             return result
         itemsize, kind = result.itemsize, quantized_as(f, name)
         if kind in FOUR_BIT:

@@ -34,7 +34,12 @@ class Ia3(Frozen):
             )
 
     def linear(
-        self, f: Forward, name: str, x: Tensor, shape: tuple[int, int], base: Callable[[Tensor], Tensor]
+        self,
+        f: Forward,
+        name: str,
+        x: Tensor,
+        shape: tuple[int, int],
+        base: Callable[[Tensor], Tensor],
     ) -> Tensor:
         """``base(x · l)`` in the feed-forward part, ``base(x) · l`` elsewhere."""
         names, feedforward = targets.IA3[f.spec.model_type]

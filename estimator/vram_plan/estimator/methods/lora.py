@@ -6,14 +6,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vram_plan.estimator.methods.targets import matches
+from vram_plan.estimator.methods.experts import is_translated, paired, targeted
+from vram_plan.estimator.methods.targets import ATTENTION, matches
 from vram_plan.estimator.methods.whole import Frozen
 from vram_plan.estimator.ops.adapters import clone
 from vram_plan.estimator.ops.elementwise import add, cast, scale
 
 if TYPE_CHECKING:
+    from vram_plan.estimator.config import TrainConfig
     from vram_plan.estimator.forward import Forward
-    from vram_plan.estimator.tape import Tensor
+    from vram_plan.estimator.tape import Param, Tensor
 
 FOUR_BIT = frozenset({"nf4", "fp4"})
 BITSANDBYTES = FOUR_BIT | {"int8"}
@@ -37,19 +39,37 @@ class Lora(Frozen):
     rank: int
     targets: str
 
-    def matches(self, name: str) -> bool:
+    def check(self, config: TrainConfig) -> None:
+        """Fused expert weights are targeted as a whole."""
+        targeted(config.model.model_type, self.targets)
+
+    def matches(self, f: Forward, name: str) -> bool:
         """Whether the linear layer ``name`` gets a pair."""
-        return matches(name, self.targets)
+        if not matches(name, self.targets):
+            return False
+        return self.targets == ATTENTION or not is_translated(f.spec.model_type, name)
+
+    def weight(self, f: Forward, name: str, weight: Param) -> Param:
+        """Pairs inside the stacked weights of experts and the router's, where PEFT targets them."""
+        ends = targeted(f.spec.model_type, self.targets)
+        if any(f".{name}".endswith(f".{end}") for end in ends):
+            return paired(f, name, weight, self.rank)
+        return weight
 
     def linear(
-        self, f: Forward, name: str, x: Tensor, shape: tuple[int, int], base: Callable[[Tensor], Tensor]
+        self,
+        f: Forward,
+        name: str,
+        x: Tensor,
+        shape: tuple[int, int],
+        base: Callable[[Tensor], Tensor],
     ) -> Tensor:
         """``result + B(A(x.to(A.dtype))) · scaling``, cast back to the result's dtype.
 
         ``peft/tuners/lora/layer.py`` ``Linear.forward`` (GPTQ's is the same).
         """
         result = base(x)
-        if not self.matches(name):
+        if not self.matches(f, name):
             return result
         kind = quantized_as(f, name)
         if kind in BITSANDBYTES:

@@ -98,7 +98,12 @@ class UniPelt(Mam):
             )
 
     def linear(
-        self, f: Forward, name: str, x: Tensor, shape: tuple[int, int], base: Callable[[Tensor], Tensor]
+        self,
+        f: Forward,
+        name: str,
+        x: Tensor,
+        shape: tuple[int, int],
+        base: Callable[[Tensor], Tensor],
     ) -> Tensor:
         """``base(x) + B(A(x)) · gate(x)`` where queries and values are projected."""
         f.prefix = name

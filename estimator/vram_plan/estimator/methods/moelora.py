@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vram_plan.estimator.methods.lora import FOUR_BIT, Lora, quantized_as
+from vram_plan.estimator.methods.targets import matches
 from vram_plan.estimator.ops.adapters import clone
 from vram_plan.estimator.ops.attention import softmax
 from vram_plan.estimator.ops.elementwise import FP32_BYTES, add, cast, mul, narrow, scale
 
 if TYPE_CHECKING:
+    from vram_plan.estimator.config import TrainConfig
     from vram_plan.estimator.forward import Forward
-    from vram_plan.estimator.tape import Tensor
+    from vram_plan.estimator.tape import Param, Tensor
 
 EXPERTS = 8
 """``lora_nums`` of the authors' ``run_loramoe.sh`` (github.com/Ablustrund/LoRAMoE)."""
@@ -29,12 +31,28 @@ class MoeLora(Lora):
     the balancing loss, which needs task labels (``blc_weight`` is 0 in the script).
     """
 
+    def check(self, config: TrainConfig) -> None:
+        """Every name is a linear layer's."""
+
+    def matches(self, f: Forward, name: str) -> bool:
+        """Names are not translated to stacked experts (PEFT does that for LoRA alone)."""
+        return matches(name, self.targets)
+
+    def weight(self, f: Forward, name: str, weight: Param) -> Param:
+        """No pairs in stacked weights."""
+        return weight
+
     def linear(
-        self, f: Forward, name: str, x: Tensor, shape: tuple[int, int], base: Callable[[Tensor], Tensor]
+        self,
+        f: Forward,
+        name: str,
+        x: Tensor,
+        shape: tuple[int, int],
+        base: Callable[[Tensor], Tensor],
     ) -> Tensor:
         """``result + Σ w_i · B_i(A_i(x)) · scaling``."""
         result = base(x)
-        if not self.matches(name):
+        if not self.matches(f, name):
             return result
         itemsize = result.itemsize
         if quantized_as(f, name) in FOUR_BIT:

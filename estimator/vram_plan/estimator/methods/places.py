@@ -20,7 +20,12 @@ class Placed(Frozen):
     """A method that leaves linear layers alone but remembers which one ran last."""
 
     def linear(
-        self, f: Forward, name: str, x: Tensor, shape: tuple[int, int], base: Callable[[Tensor], Tensor]
+        self,
+        f: Forward,
+        name: str,
+        x: Tensor,
+        shape: tuple[int, int],
+        base: Callable[[Tensor], Tensor],
     ) -> Tensor:
         """The plain layer."""
         f.prefix = name

@@ -61,8 +61,21 @@ def is_feedforward(name: str, endings: str) -> bool:
 QUERY_VALUE = {
     **dict.fromkeys(
         (
-            "bart gemma gemma2 gemma3_text gpt_neo gptj llama mistral mixtral opt phi qwen2 qwen3 stablelm"
-        ).split(),
+            "bart",
+            "gemma",
+            "gemma2",
+            "gemma3_text",
+            "gpt_neo",
+            "gptj",
+            "llama",
+            "mistral",
+            "mixtral",
+            "opt",
+            "phi",
+            "qwen2",
+            "qwen3",
+            "stablelm",
+        ),
         "q_proj,v_proj",
     ),
     **dict.fromkeys(("bert", "electra", "roberta", "xlm-roberta"), "query,value"),

@@ -25,7 +25,7 @@ def add_in_place(t: Tape, x: Tensor, y: Tensor) -> Tensor:
 
 
 def weight_copy(t: Tape, weight: Param, *, adds: bool = False) -> Tensor:
-    """``1 * weight`` (``adds``: ``weight + number``): a tensor through which its gradient comes back."""
+    """``1 * weight`` (``adds``: ``weight + number``): its gradient comes back through the copy."""
     edge = weight if weight.trainable else None
     numel, itemsize = weight.numel, weight.itemsize
 
@@ -128,9 +128,7 @@ def repeat(t: Tape, x: Tensor, times: int) -> Tensor:
 def prepend(t: Tape, first: Tensor, numel: int) -> Tensor:
     """``cat((first, x))`` of ``numel`` elements with an x that needs no gradient."""
     size = first.numel
-    return t.record(
-        t.new(numel, first.itemsize), (first.node,), lambda grad: (grad.view(size),)
-    )
+    return t.record(t.new(numel, first.itemsize), (first.node,), lambda grad: (grad.view(size),))
 
 
 def past_key_values(t: Tape, past: Tensor, numel: int) -> tuple[Tensor, Tensor]:
@@ -153,3 +151,16 @@ def past_key_values(t: Tape, past: Tensor, numel: int) -> tuple[Tensor, Tensor]:
     whole = t.record(Tensor(0, itemsize, None), (past.node,), join)
     keys = t.record(keys, (whole.node,), lambda grad: (grad,))
     return keys, t.record(values, (whole.node,), lambda grad: (grad,))
+
+
+def folded(t: Tape, weight: Param, left: Tensor, right: Tensor) -> Tensor:
+    """``baddbmm(weight, left, right)`` with a frozen weight: keeps both factors."""
+    kept = left.storage, right.storage
+    sizes = (left.numel, left.itemsize), (right.numel, right.itemsize)
+
+    def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
+        _ = kept
+        return tuple(t.new(numel, itemsize) for numel, itemsize in sizes)
+
+    out = t.new(weight.numel, weight.itemsize)
+    return t.record(out, (left.node, right.node), backward)

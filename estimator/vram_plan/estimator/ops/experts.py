@@ -8,6 +8,7 @@ Formulas are those of torch 2.13.0 (``tools/autograd/derivatives.yaml``,
 from __future__ import annotations
 
 from vram_plan.estimator.ops.elementwise import FP32_BYTES
+from vram_plan.estimator.ops.linear import AutocastWeight
 from vram_plan.estimator.tape import Param, Tape, Tensor
 
 INDEX_BYTES = 8
@@ -110,7 +111,8 @@ def grouped_product(t: Tape, x: Tensor, weight: Param, inputs: int, offsets: Ten
     """
     rows = x.numel // inputs
     trains, x_needs = weight.trainable, x.requires_grad
-    kept = (x.storage if trains and t.grad_enabled else None, offsets.storage)
+    made = weight.copy.storage if isinstance(weight, AutocastWeight) and x_needs else None
+    kept = (x.storage if trains and t.grad_enabled else None, offsets.storage, made)
     x_numel, x_itemsize = x.numel, x.itemsize
 
     def backward(grad: Tensor) -> tuple[Tensor | None, ...]:

@@ -86,9 +86,7 @@ class Timeline:
         if link.count > 1 or not unit.learns:
             return [dress(link, beside)]
         # The shard is there only after this moment, so it is the pause that leaves it.
-        flattening = Beside(
-            backward=(*backward, *self._flat_gradients(unit)), gradients=shards
-        )
+        flattening = Beside(backward=(*backward, *self._flat_gradients(unit)), gradients=shards)
         name = f"flattening the gradients of {link.segment.name}"
         dressed = dress(link, replace(beside, gradients=0))
         return [pause(name, "layer", link.cost.left, flattening), dressed]

@@ -111,12 +111,20 @@ class Timeline:
         return Beside(forward=forward, backward=tuple(backward))
 
     def _gathering(self, link: Link, previous: Link | None) -> Link:
-        """Before a block's forward pass: its all-gather beside the last one's output."""
+        """Before a block's forward pass: its weights are copied out beside two buffers.
+
+        The variable ``prev_all_gather_state`` of ``wait_for_unshard`` holds the buffer of the
+        unit before until the function returns.
+        """
         unit = self._unit(link)
-        held = [self._root(), self._all_gather(unit, "of this block"), *self._cast(unit)]
         before = self.root if previous is None else self._unit(previous)
-        held.append(self._all_gather(before, "of the block before"))
-        beside = Beside(forward=tuple(held))
+        held = (
+            self._root(),
+            self._whole(unit, "this block's weights"),
+            self._all_gather(unit, "of this block"),
+            self._all_gather(before, "of the block before"),
+        )
+        beside = Beside(forward=held)
         return pause(f"gathering {link.segment.name}", "layer", link.cost.left, beside)
 
     def _root_reduction(self) -> Link:
@@ -163,23 +171,6 @@ class Timeline:
             formula=f"one buffer of {nbytes:,} bytes for {unit.name}",
             source=COLLECTIVES,
         )
-
-    def _cast(self, unit: Unit) -> list[Entry]:
-        """Shards in the compute dtype, before they are copied into the all-gather's buffer."""
-
-        def size(p: Param) -> float:
-            differs = held_bytes(self.config, p) != p.itemsize
-            return padded(p, self.ranks) // self.ranks * p.itemsize if differs else 0.0
-
-        return [
-            Entry(
-                component="buffers",
-                name="shards cast for the all-gather",
-                bytes=rounded(unit.total(size)),
-                formula=f"{unit.name} / {self.ranks}, in the compute dtype",
-                source=COLLECTIVES,
-            )
-        ]
 
     def _reduce_input(self, unit: Unit, whose: str) -> list[Entry]:
         nbytes = unit.total(lambda p: padded(p, self.ranks) * p.itemsize, trainable=True)

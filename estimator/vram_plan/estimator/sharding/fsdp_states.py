@@ -39,9 +39,7 @@ def sharded_states(rank: Rank) -> list[Entry]:
     return _entries(rank, shards, ranks, PARAM, held)
 
 
-def _entries(
-    rank: Rank, shards: list[Weight], ranks: int, source: str, held: str
-) -> list[Entry]:
+def _entries(rank: Rank, shards: list[Weight], ranks: int, source: str, held: str) -> list[Entry]:
     config, inventory = rank.config, rank.passes.inventory
     learning = [w for w in shards if w.trainable]
     scale = inventory.scale

@@ -48,9 +48,7 @@ def dress(link: Link, beside: Beside) -> Link:
         saved = dict(cost.saved)
         saved["temporaries"] = saved.get("temporaries", 0) + beside.kept
         cost = replace(cost, saved=saved)
-    return replace(
-        link, cost=cost, beside_forward=beside.forward, beside_backward=beside.backward
-    )
+    return replace(link, cost=cost, beside_forward=beside.forward, beside_backward=beside.backward)
 
 
 def pause(name: str, kind: Kind, left: Boundary, beside: Beside) -> Link:

@@ -17,16 +17,33 @@ def entries(rank: Rank) -> list[Entry]:
     """Weights, main gradients and the distributed optimizer's share of masters and moments."""
     config, inventory = rank.config, rank.passes.inventory
     ranks = config.shard_ranks
-    states = optimizer_states(config.optimizer, inventory.weights, itemsize=4, scale=inventory.scale)
+    states = optimizer_states(
+        config.optimizer, inventory.weights, itemsize=4, scale=inventory.scale
+    )
     share = type(states)(
-        nbytes=-(-states.nbytes // ranks), step=0, formula=states.formula,
-        step_formula="fused", source=states.source,
+        nbytes=-(-states.nbytes // ranks),
+        step=0,
+        formula=states.formula,
+        step_formula="fused",
+        source=states.source,
     )
     return [
         *weights_entries(rank),
-        Entry(component="gradients", name="main gradients", bytes=4 * rank.trainable,
-              formula="4 · trainable parameters", source="Megatron-LM", state=True),
-        Entry(component="master_weights", name="fp32 master weights", bytes=-(-4 * rank.trainable // ranks),
-              formula=f"4 · parameters / {ranks}", source="Megatron-LM", state=True),
+        Entry(
+            component="gradients",
+            name="main gradients",
+            bytes=4 * rank.trainable,
+            formula="4 · trainable parameters",
+            source="Megatron-LM",
+            state=True,
+        ),
+        Entry(
+            component="master_weights",
+            name="fp32 master weights",
+            bytes=-(-4 * rank.trainable // ranks),
+            formula=f"4 · parameters / {ranks}",
+            source="Megatron-LM",
+            state=True,
+        ),
         *optimizer_entries(share),
     ]

@@ -37,9 +37,7 @@ def stages(config: TrainConfig, passes: Passes) -> tuple[Rank, ...]:
             entries=tuple(pass_entries(links)),
             gradients=gradient_bytes(links),
         )
-        found.append(
-            Rank(config=config, passes=stage, waiting=_waiting(config, links, index))
-        )
+        found.append(Rank(config=config, passes=stage, waiting=_waiting(config, links, index)))
     return tuple(found)
 
 
