@@ -11,15 +11,6 @@ import pytest
 
 from vram_plan.bench.trace import TraceConfig, trace_step
 
-pytestmark = [
-    # PEFT 0.21.2 asks transformers 5.23.0 for a property it has renamed.
-    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
-    # PEFT's own correction for GPT-2's Conv1D.
-    pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning"),
-    # bitsandbytes 0.50.2, on its own int8 layers.
-    pytest.mark.filterwarnings("ignore:MatmulLtState:FutureWarning"),
-]
-
 CASES: list[tuple[str, dict[str, Any]]] = [
     ("llama", {"attention": "eager"}),
     ("llama", {"attention": "sdpa", "checkpointing": "full"}),

@@ -63,16 +63,18 @@ def test_every_gpu_has_a_default_machine(name: str) -> None:
         assert (node.gpus, node.gpu, node.link) == (gpus, name, gpu.link)
         assert node.note.startswith("assumed: no node was named")
         assert node.source
-        # from a T4's share of g4dn.metal to a B300's of p6-b300.48xlarge
-        assert 48 <= node.host_memory_bytes / GIB / gpus <= 512
+        # from a T4's share of g4dn.metal to the whole of p6-b300.48xlarge for one B300
+        assert 48 <= node.host_memory_bytes / GIB / gpus <= 4096
 
 
 def test_default_machine_is_the_reference_system() -> None:
     sxm = default_node(find_gpu("a100-80gb-sxm"), 8)
     assert (sxm.name, sxm.host_memory_bytes) == ("dgx-a100-80gb", 2048 * GIB)
     part = default_node(find_gpu("a100-80gb-sxm"), 2)
-    assert part.host_memory_bytes == 512 * GIB
-    assert part.note == "assumed: no node was named, so 2 GPUs as in dgx-a100-80gb"
+    assert part.host_memory_bytes == 2048 * GIB
+    assert part.note == (
+        "assumed: no node was named, so 2 GPUs of a dgx-a100-80gb and all of its host memory"
+    )
     assert part.network_bytes_per_s_per_gpu == sxm.network_bytes_per_s_per_gpu
 
 

@@ -55,6 +55,7 @@ _OPTIONS: tuple[_Spec, ...] = (
     ("--gpus", _number("GPUs in all.  [default: 1]")),
     ("--gpus-per-node", _number("GPUs in one machine.  [default: min(gpus, 8)]")),
     ("--gpu", {"metavar": "NAME", "help": "The GPU to judge, for example rtx-4090."}),
+    ("--node", {"metavar": "NAME", "help": "The machine, for its host memory: dgx-h100."}),
     (
         "--engine",
         _choice(choices.ENGINES)
@@ -166,6 +167,10 @@ def given(values: dict[str, Any]) -> dict[str, Any]:
         from vram_plan.profiles.gpus import find_gpu
 
         options["gpu"] = find_gpu(options["gpu"])
+    if "node" in options:
+        from vram_plan.profiles.nodes import find_node
+
+        options["node"] = find_node(options["node"])
     if "ds_config" in options:
         from vram_plan.estimator.ds_config import read_ds_config
 

@@ -88,4 +88,8 @@ def option_lines(plan: Plan) -> list[str]:
         "grad-accum": config.grad_accum,
     }
     line = "options: " + ", ".join(f"{name} {value}" for name, value in shown.items())
-    return [line, *(f"assumed: {text}" for text in config.assumptions)]
+    lines = [line, *(f"assumed: {text}" for text in config.assumptions)]
+    if config.node is not None and plan.memory.host_bytes:
+        memory = f"{config.node.host_memory_bytes / GIB:,.0f} GiB"
+        lines.append(f"host: {config.node.name} with {memory}; {config.node.note}")
+    return lines

@@ -25,6 +25,7 @@ _COLOURS = {
     "temporaries": "red",
 }
 _VERDICT_STYLE = {"fits": "green", "uncertain": "yellow", "does not fit": "red"}
+_LIMITS = {"host": "  host memory is too small", "nvme": "  NVMe is too small"}
 _BAR = 24
 
 
@@ -106,7 +107,7 @@ def _fits(plan: Plan) -> Table:
             row.gpu,
             gib(row.usable_bytes, 1),
             Text(row.verdict, style=_VERDICT_STYLE[row.verdict]),
-            f"{signed_gib(row.headroom_bytes, 1)}" + (f" ({row.limit})" if row.limit else ""),
+            signed_gib(row.headroom_bytes, 1) + _LIMITS.get(row.limit, ""),
         )
     return table
 

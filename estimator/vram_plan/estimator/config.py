@@ -158,4 +158,5 @@ class TrainConfig:
             plain[field.name] = list(value) if isinstance(value, tuple) else value
         plain["model"] = self.model.name
         plain["gpu"] = self.gpu.name if self.gpu else None
+        plain["node"] = self.node.name if self.node else None
         return plain

@@ -51,7 +51,9 @@ def fits(config: TrainConfig, memory: Memory) -> tuple[Fit, ...]:
     for gpu in _by_capacity():
         if config.precision == "bf16" and not gpu.supports_bf16:
             continue
-        node = default_node(gpu, config.gpus_per_node) if elsewhere else None
+        node = config.node
+        if elsewhere and node is None:
+            node = default_node(gpu, config.gpus_per_node)
         found.append(_judge(gpu, _host_limit(node, memory), needed, required))
     return tuple(found)
 

@@ -97,9 +97,9 @@ def default_node(gpu: GpuSpec, gpus_per_node: int) -> NodeSpec:
     """The machine assumed around a GPU when the user names none.
 
     A data-centre GPU gets the reference system that ``data/nodes.csv`` gives it (DGX, or a cloud's
-    instance), any other a workstation with 64 GiB of host memory for each card. With another number
-    of GPUs than that machine has, host memory and processors are taken in proportion, as clouds cut
-    their machines up; disks and network shrink with it but do not grow. The note says so.
+    instance), any other a workstation with 64 GiB of host memory for each card. A run on fewer GPUs
+    than that machine has gets all of its host memory and disks: the machine is taken to be its own.
+    With more GPUs host memory and processors grow in proportion. The note says so.
 
     Args:
         gpu: The GPU.
@@ -114,22 +114,19 @@ def default_node(gpu: GpuSpec, gpus_per_node: int) -> NodeSpec:
     reference = load_nodes()[defaults.get(gpu.name) or defaults[gpu.kind]]
     if reference.gpu == gpu.name and reference.gpus == gpus_per_node:
         return replace(reference, note=_joined("assumed: no node was named", reference.note))
-    share = gpus_per_node / reference.gpus
-    part = min(share, 1.0)
+    share = max(gpus_per_node / reference.gpus, 1.0)
+    part = min(gpus_per_node / reference.gpus, 1.0)
     return replace(
         reference,
         name=f"{gpus_per_node}x-{gpu.name}",
         gpu=gpu.name,
         gpus=gpus_per_node,
         host_memory_bytes=int(reference.host_memory_bytes * share),
-        nvme_bytes=None if reference.nvme_bytes is None else int(reference.nvme_bytes * part),
-        nvme_read_bytes_per_s=_scaled(reference.nvme_read_bytes_per_s, part),
-        nvme_write_bytes_per_s=_scaled(reference.nvme_write_bytes_per_s, part),
         link=gpu.link,
         network_bytes_per_s=_scaled(reference.network_bytes_per_s, part),
         cpus=max(1, int(reference.cpus * share)),
         note=_joined(
-            f"assumed: no node was named, so {gpus_per_node} GPUs as in {reference.name}",
+            f"assumed: no node was named, so {gpus_per_node} GPUs of a {reference.name} and all of its host memory",
             reference.note,
         ),
     )

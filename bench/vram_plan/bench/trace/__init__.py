@@ -8,10 +8,13 @@ __all__ = ["METHODS", "OPTIMIZERS", "Block", "Event", "Trace", "TraceConfig", "t
 
 def trace_step(config: TraceConfig) -> Trace:
     """Run the step on the configuration's device and return what it allocated."""
-    if config.device == "cpu":
-        from vram_plan.bench.trace.real import trace_cpu
+    from vram_plan.bench.trace.quiet import without_library_noise
 
-        return trace_cpu(config)
-    from vram_plan.bench.trace.fake import trace_fake
+    with without_library_noise():
+        if config.device == "cpu":
+            from vram_plan.bench.trace.real import trace_cpu
 
-    return trace_fake(config)
+            return trace_cpu(config)
+        from vram_plan.bench.trace.fake import trace_fake
+
+        return trace_fake(config)

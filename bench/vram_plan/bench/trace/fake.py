@@ -23,6 +23,9 @@ from vram_plan.bench.trace.timeline import Trace
 __all__ = ["trace_fake"]
 
 
+_FLOATS = ("fp32", "bf16", "fp16")
+
+
 class _Watch:
     """Keeps the log's phase, and names what belongs to the optimizer."""
 
@@ -123,7 +126,8 @@ def _classify(log: StorageLog, model: Any) -> None:
         block = event.block
         if block.component:
             continue
-        if vocabulary in block.shape[-2:] and block.dtype in ("fp32", "bf16", "fp16"):
+        in_model = block.phase in ("forward", "loss", "backward")
+        if in_model and block.shape[-1:] == (vocabulary,) and block.dtype in _FLOATS:
             block.component = "logits"
         elif block.phase in ("forward", "loss") or block.recomputed:
             block.component = "activations"

@@ -18,6 +18,7 @@ def wide_logits(f: Forward, name: str, x: Tensor) -> Tensor:
     """``F.linear(x.type(float32), weight.type(float32))``; autocast undoes both casts."""
     experts = f.spec.num_experts
     weight = f.param(f"{name}.weight", (experts, f.spec.hidden_size), "router")
+    weight = f.how.method.weight(f, weight.name, weight)
     if f.how.autocast:
         return f.product(x, weight, None, experts)
     x = cast(f.t, x, FP32_BYTES)

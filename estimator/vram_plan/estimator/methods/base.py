@@ -59,7 +59,7 @@ class Method:
         shape: tuple[int, int],
         base: Callable[[Tensor], Tensor],
     ) -> Tensor:
-        """Run the linear layer ``name`` with ``shape`` (inputs, outputs); ``base`` runs the plain one."""
+        """Run the linear layer ``name`` [inputs, outputs]; ``base`` runs the plain one."""
         return base(x)
 
     def weight(self, f: Forward, name: str, weight: Param) -> Param:

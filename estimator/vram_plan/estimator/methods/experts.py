@@ -92,7 +92,8 @@ def targeted(model_type: str, targets: str) -> frozenset[str]:
     if len(given) == 1:
         missing = next(name for name in halves if name not in given)
         raise ValueError(
-            f"--lora-targets: {given[0]} and {missing} are one weight in {model_type} models; name both"
+            f"--lora-targets: {given[0]} and {missing} are one weight in {model_type} models; "
+            "name both"
         )
     return frozenset(known[name] for name in named)
 
@@ -103,7 +104,7 @@ def _former(target: str, known: dict[str, str]) -> str:
 
 
 def paired(f: Forward, name: str, weight: Param, rank: int) -> Param:
-    """weight + B · A of a stacked weight [experts, outputs, inputs] or a router's [experts, inputs].
+    """The weight plus B · A: a stack [experts, outputs, inputs] or a router's [experts, inputs].
 
     ``peft/tuners/lora/layer.py`` ``ParamWrapper``: A [rank · experts, inputs] and B [outputs,
     rank · experts] are cast to the weight's dtype; one ``baddbmm`` adds their product.

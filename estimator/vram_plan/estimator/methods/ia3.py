@@ -30,7 +30,8 @@ class Ia3(Frozen):
         kind = config.model.model_type
         if kind not in targets.IA3:
             raise ValueError(
-                f"--method ia3: PEFT has no default modules for {kind!r} models; choose --method lora"
+                f"--method ia3: PEFT has no default modules for {kind!r} models; "
+                "choose --method lora"
             )
 
     def linear(

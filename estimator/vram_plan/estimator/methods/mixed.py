@@ -55,7 +55,8 @@ class Mam(Prefix):
             reason = "its encoder and cross-attention would need prefixes of their own"
         if reason:
             raise ValueError(
-                f"--method {method}: {model.name}: {reason}; choose --method lora or adapter-pfeiffer"
+                f"--method {method}: {model.name}: {reason}; choose --method lora or "
+                "adapter-pfeiffer"
             )
 
     def input_width(self, f: Forward, width: int) -> int:

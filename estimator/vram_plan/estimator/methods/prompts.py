@@ -1,8 +1,9 @@
-"""Virtual tokens in front of every sequence: prompt tuning and p-tuning as PEFT 0.21.2 runs them."""
+"""Virtual tokens in front of every sequence: prompt tuning and p-tuning as in PEFT 0.21.2."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from vram_plan.estimator.methods.whole import Frozen
@@ -101,7 +102,7 @@ class PTuning(Prompt):
     @staticmethod
     def _layers(f: Forward, x: Tensor, widths: tuple[int, ...]) -> Tensor:
         """Linear layers with ReLU between them, numbered as in ``torch.nn.Sequential``."""
-        for i, shape in enumerate(zip(widths, widths[1:], strict=False)):
+        for i, shape in enumerate(pairwise(widths)):
             if i:
                 x = activation(f.t, x, "relu")
             x = f.added_linear(f"prompt_encoder.mlp_head.{2 * i}", x, shape, bias=True)
