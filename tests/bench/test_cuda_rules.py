@@ -1,6 +1,7 @@
 """The CUDA rules on fake tensors, each against what PyTorch's sources say."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +23,12 @@ def rules() -> Iterator[CudaRules]:
 
 def node(tensor: torch.Tensor) -> str:
     return type(tensor.grad_fn).__name__
+
+
+def above(tensor: torch.Tensor) -> Any:
+    """The backward node before the one that made the tensor."""
+    assert tensor.grad_fn is not None
+    return tensor.grad_fn.next_functions[0][0]
 
 
 def test_rules_are_undone() -> None:
@@ -46,9 +53,9 @@ def test_half_softmax_casts_inside_the_kernel(rules: CudaRules) -> None:
     brain = torch.ones(4, 4, dtype=torch.bfloat16, requires_grad=True)
     for op in (functional.softmax, functional.log_softmax):
         direct = op(half, dim=-1, dtype=torch.float32)
-        assert type(direct.grad_fn.next_functions[0][0]).__name__ == "AccumulateGrad"
+        assert type(above(direct)).__name__ == "AccumulateGrad"
         copied = op(brain, dim=-1, dtype=torch.float32)
-        assert type(copied.grad_fn.next_functions[0][0]).__name__ == "ToCopyBackward0"
+        assert type(above(copied)).__name__ == "ToCopyBackward0"
 
 
 def test_autocast_follows_cuda(rules: CudaRules) -> None:
@@ -94,7 +101,7 @@ def test_attention_saves_what_flash_saves(rules: CudaRules) -> None:
     query = torch.ones(2, 4, 16, 60, dtype=torch.bfloat16, requires_grad=True)
     out = functional.scaled_dot_product_attention(query, query, query, is_causal=True)
     assert out.shape == query.shape
-    saved = out.grad_fn.next_functions[0][0]  # below the slice that undoes the padding to 64
+    saved = above(out)  # below the slice that undoes the padding to 64
     assert saved._saved_query.shape[-1] == 64
     assert saved._saved_logsumexp.dtype is torch.float32
     assert saved._saved_logsumexp.shape == (2, 4, 16)
@@ -106,6 +113,14 @@ def test_flash_backward_scratch() -> None:
     assert alone == [4 * 2 * 8 * 128, 4 * 2 * 128 * 8 * 96]
     grouped = attention.flash_backward_scratch((2, 100, 8, 80), 2, 100)
     assert grouped == [*alone, 2 * 2 * 100 * 8 * 80, 2 * 2 * 100 * 8 * 80]
+
+
+def test_efficient_backward_scratch(rules: CudaRules) -> None:
+    query = torch.ones(2, 100, 4, 64).transpose(1, 2)
+    tiles = 2 * 4 * 2 * (4 * 64 * 64 + 16)
+    assert attention.efficient_backward_scratch(query, query) == [0, 4 * 2 * 4 * 100, tiles]
+    copied = attention.efficient_backward_scratch(query.contiguous(), query)[0]
+    assert copied == query.nbytes
 
 
 def test_embedding_backward_sorts_many_indices(rules: CudaRules) -> None:

@@ -94,18 +94,16 @@ def _repeat(run: Run, journeys: Journeys, i: int) -> Iterator[Link]:
 
 
 def _first_alike(run: Run) -> Run:
-    """The same run at the first block that is treated alike: equal blocks share a simulation."""
+    """The same run at a decoder's first block that is treated alike: both share a simulation."""
 
     def traits(layer: int) -> tuple[int, bool, bool]:
         spec = run.spec
         return run.how.method.layer_key(layer), spec.is_windowed(layer), spec.is_sparse(layer)
 
-    segments = run.composition.segments
-    start = min(segment.first for segment in segments if segment.run is run.segment.run)
-    if run.layer <= start or start < 0:
+    if run.layer <= 0 or run.spec.is_encoder_decoder:
         return run
     mine = traits(run.layer)
-    first = next(layer for layer in range(start, run.layer + 1) if traits(layer) == mine)
+    first = next(layer for layer in range(run.layer + 1) if traits(layer) == mine)
     return replace(run, layer=first, segment=replace(run.segment, count=1, first=first))
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from vram_plan.estimator.blocks.registry import compose
 from vram_plan.estimator.chain import Link, Shape, build_chain
-from vram_plan.estimator.choices import BYTES
+from vram_plan.estimator.choices import BYTES, WHOLE_MODEL
 from vram_plan.estimator.config import TrainConfig
 from vram_plan.estimator.forward import Forward, Treatment
 from vram_plan.estimator.inventory import Inventory, take_inventory
 from vram_plan.estimator.ledger import Entry
 from vram_plan.estimator.methods.registry import make_method
+from vram_plan.estimator.segment import Composition
 from vram_plan.estimator.step import gradient_bytes, pass_entries
 from vram_plan.estimator.tape import ROUNDING_BYTES
 from vram_plan.profiles.model import ModelSpec
@@ -75,7 +76,8 @@ def run_passes(config: TrainConfig, *, keeps_gradients: bool) -> Passes:
         checkpoint=_checkpoint(config),
         keeps_gradients=keeps_gradients,
     )
-    return _run_passes(config.model, treat(config), shape)
+    megatron = config.engine == "megatron" and config.method in WHOLE_MODEL
+    return _run_passes(config.model, treat(config), shape, megatron)
 
 
 def _checkpoint(config: TrainConfig) -> str:
@@ -85,21 +87,42 @@ def _checkpoint(config: TrainConfig) -> str:
 
 
 @lru_cache(maxsize=1024)
-def _run_passes(model: ModelSpec, how: Treatment, shape: Shape) -> Passes:
-    composition = compose(model)
+def _run_passes(
+    model: ModelSpec, how: Treatment, shape: Shape, megatron: bool = False
+) -> Passes:
+    composition = _compose(model, megatron)
     links = build_chain(model, composition, how, shape)
     f = Forward(model, how, batch=shape.batch, seq=shape.seq)
     f.source_seq = shape.source_seq
     shared = composition.shared(f).values()
     return Passes(
         links=links,
-        inventory=take_inventory(links, model.nominal_parameters),
+        inventory=replace(take_inventory(links), scale=_scale(model)),
         entries=tuple(pass_entries(links)),
         gradients=gradient_bytes(links),
         shared=sum(_rounded(s.numel * s.itemsize) for s in shared),
         inputs=_rounded(8 * shape.batch * (shape.seq + shape.source_seq)),
         host=sum(link.cost.host * link.count for link in links),
     )
+
+
+@lru_cache(maxsize=64)
+def _scale(model: ModelSpec) -> float:
+    """Nominal size of a size class over the parameters of its representative shape; else 1."""
+    if model.nominal_parameters is None:
+        return 1.0
+    links = build_chain(model, compose(model), Treatment(), Shape(batch=1, seq=1))
+    return model.nominal_parameters / take_inventory(links).numel(added=False)
+
+
+def _compose(model: ModelSpec, megatron: bool) -> Composition:
+    """The library's composition; Megatron-LM's own for the architectures it is written for."""
+    if megatron:
+        from vram_plan.estimator.blocks import megatron as core
+
+        if core.is_built(model):
+            return core.compose(model)
+    return compose(model)
 
 
 def _rounded(nbytes: int) -> int:

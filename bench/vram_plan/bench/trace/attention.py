@@ -146,6 +146,27 @@ def flash_backward_scratch(query: tuple[int, ...], key_heads: int, key_len: int)
     return sizes
 
 
+def efficient_backward_scratch(grad: torch.Tensor, query: torch.Tensor) -> list[int]:
+    """``_efficient_attention_backward``: a contiguous gradient, delta, dq's partial sums.
+
+    Delta is out · dout summed over the head dimension; the fp32 kernels have it computed outside,
+    with a product of out's size. dq is summed in tiles of fp32 with 16 bytes of bookkeeping each,
+    whatever the type (mem_eff_attention/kernel_backward.h: kEnableSplitKeys from sm70 on).
+
+    Args:
+        grad: of the output: batch, heads, length, head dimension.
+        query: likewise.
+    """
+    batch, heads, length, dim = query.shape
+    copied = 0 if grad.transpose(1, 2).is_contiguous() else grad.nbytes
+    delta = 4 * batch * heads * length
+    tile = 64 if dim <= 64 else 128
+    tiles = -(-length // tile) * -(-dim // tile)
+    sums = batch * heads * tiles * (4 * tile * tile + 16)
+    product = grad.nbytes + delta if query.dtype is torch.float32 else 0
+    return [copied, delta, max(sums, product)]
+
+
 def backward_scratch(func: Any, args: Any) -> list[int]:
     """Scratch memory of the fused kernels' backward."""
     if func is torch.ops.aten._scaled_dot_product_flash_attention_backward.default:
@@ -153,11 +174,7 @@ def backward_scratch(func: Any, args: Any) -> list[int]:
         batch, heads, length, dim = query.shape
         return flash_backward_scratch((batch, length, heads, dim), key.shape[1], key.shape[2])
     if func is torch.ops.aten._scaled_dot_product_efficient_attention_backward.default:
-        grad, query = args[0], args[1]
-        batch, heads, length, _ = query.shape
-        delta = 4 * batch * heads * length
-        copied = 0 if grad.transpose(1, 2).is_contiguous() else grad.nbytes
-        return [copied, delta]
+        return efficient_backward_scratch(args[0], args[1])
     return []
 
 

@@ -88,7 +88,7 @@ def head(f: Forward, x: Tensor, shared: Mapping[str, Tensor]) -> Tensor:
 
 
 def tables(f: Forward) -> dict[str, Shared]:
-    """cos and sin of the longest sequence, in one tensor [length, 1, rotary_dim / 2, 2]."""
+    """Cosines and sines of the longest sequence: [length, 1, rotary_dim / 2, 2]."""
     length = max(f.seq, f.spec.max_position_embeddings)
     return {"rope": Shared(numel=length * f.spec.rotary_dim, itemsize=f.how.compute_bytes)}
 

@@ -1,4 +1,4 @@
-"""ChatGLM-6B: LayerNorms whose output is the residual, positions in two dimensions, eager attention.
+"""ChatGLM-6B: LayerNorms whose output is the residual, rotation in two dimensions, eager scores.
 
 THUDM/chatglm-6b ``modeling_chatglm.py`` (beside the weights on huggingface.co). The mask is always
 there; attention is written out, whatever is chosen.

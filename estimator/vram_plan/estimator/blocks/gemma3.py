@@ -36,7 +36,7 @@ def layer(f: Forward, x: Tensor, shared: Mapping[str, Tensor]) -> Tensor:
 
 
 def local_tables(f: Forward) -> dict[str, Shared]:
-    """cos and sin for either kind of layer: their bases differ."""
+    """Tables of cos and sin for either kind of layer: their bases differ."""
     found = rotary_tables(f)
     if len(set(f.spec.layer_types)) > 1:
         found |= {"local_cos": found["cos"], "local_sin": found["sin"]}

@@ -58,7 +58,7 @@ def self_attention(f: Forward, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def passing_tables(f: Forward) -> dict[str, Shared]:
-    """cos and sin of the model, which no layer saves."""
+    """Tables of cos and sin of the model, which no layer saves."""
     tables = rotary_tables(f)
     return tables | {name: replace(tables[name], saved=False) for name in ("cos", "sin")}
 

@@ -12,7 +12,7 @@ from vram_plan.profiles.model import ModelSpec
 
 
 def layer(f: Forward, x: Tensor, shared: Mapping[str, Tensor]) -> Tensor:
-    """``GraniteDecoderLayer.forward``, transformers 5.23.0 ``models/granite/modeling_granite.py``."""
+    """``GraniteDecoderLayer.forward``, transformers 5.23.0 ``modeling_granite.py``."""
     residual = x
     x = f.rms_norm("input_layernorm", x, f.spec.hidden_size)
     x = self_attention(f, x, shared["cos"], shared["sin"])

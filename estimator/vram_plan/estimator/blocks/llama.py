@@ -12,7 +12,6 @@ from vram_plan.estimator.segment import Composition, Run, Segment, Shared
 from vram_plan.estimator.tape import Tape, Tensor
 from vram_plan.profiles.model import ModelSpec
 
-
 Attention = Callable[[Forward, Tensor, Tensor, Tensor], Tensor]
 Rotate = Callable[[Tape, Tensor, Tensor, Tensor], Tensor]
 Tables = Callable[[Forward], Mapping[str, Shared]]
@@ -108,7 +107,7 @@ def layer(f: Forward, x: Tensor, shared: Mapping[str, Tensor]) -> Tensor:
 
 
 def rotary_tables(f: Forward, *, itemsize: int = 0) -> dict[str, Shared]:
-    """cos and sin [1, seq, rotary_dim], position ids and the mask.
+    """Tables of cos and sin [1, seq, rotary_dim], position ids and the mask.
 
     cos and sin have the activations' dtype unless ``itemsize`` says another.
     """

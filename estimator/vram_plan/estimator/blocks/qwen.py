@@ -72,7 +72,7 @@ def head(f: Forward, x: Tensor, shared: Mapping[str, Tensor]) -> Tensor:
 
 
 def tables(f: Forward) -> dict[str, Shared]:
-    """cos and sin [1, seq, 1, rotary_dim] in fp32."""
+    """Tables of cos and sin [1, seq, 1, rotary_dim] in fp32."""
     table = Shared(numel=f.seq * f.spec.rotary_dim, itemsize=FP32_BYTES)
     return {"cos": table, "sin": table}
 

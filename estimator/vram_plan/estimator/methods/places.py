@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from vram_plan.estimator.methods.whole import Frozen
 
 if TYPE_CHECKING:
+    from vram_plan.estimator.config import TrainConfig
     from vram_plan.estimator.forward import Forward
     from vram_plan.estimator.tape import Tensor
 
@@ -30,6 +31,21 @@ class Placed(Frozen):
         """The plain layer."""
         f.prefix = name
         return base(x)
+
+
+def check_positions(config: TrainConfig, tokens: int, length: int) -> None:
+    """Virtual tokens take positions, of which a learned table has so many.
+
+    Raises:
+        ValueError: if the table ends before the sequence.
+    """
+    model = config.model
+    rows = model.max_position_embeddings if model.position_embedding_type == "learned" else 0
+    if rows and length + tokens > rows:
+        raise ValueError(
+            f"--virtual-tokens {tokens} with a length of {length}: {model.name} has {rows} "
+            f"positions; choose --seq-len {max(1, rows - tokens)} or fewer virtual tokens"
+        )
 
 
 def is_cross(f: Forward) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vram_plan.estimator.methods.places import Placed, is_cross
+from vram_plan.estimator.methods.places import Placed, check_positions, is_cross
 from vram_plan.estimator.ops.adapters import past_key_values
 from vram_plan.estimator.ops.elementwise import activation, cast, concat, relayout
 from vram_plan.estimator.ops.embedding import embedding
@@ -77,6 +77,7 @@ class Prefix(Placed):
         reason = prefix_problem(model)
         if reason:
             raise ValueError(f"--method {method}: {model.name}: {reason}; choose --method lora")
+        check_positions(config, self.tokens, config.seq_len)
         if config.checkpointing != "none":
             raise ValueError(
                 f"--method {method} with --checkpointing {config.checkpointing}: PEFT's prefixes "

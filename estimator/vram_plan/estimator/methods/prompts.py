@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from vram_plan.estimator.methods.places import check_positions
 from vram_plan.estimator.methods.whole import Frozen
 from vram_plan.estimator.ops.adapters import prepend, repeat
 from vram_plan.estimator.ops.elementwise import activation, cast, narrow
@@ -46,13 +47,7 @@ class Prompt(Frozen):
                 f"--method {method}: the embeddings of {model.name} are narrower than its blocks, "
                 "which PEFT's prompts do not fit; choose --method lora"
             )
-        rows = model.position_embedding_rows if model.position_embedding_type == "learned" else 0
-        length = config.source_len or config.seq_len
-        if rows and length + self.tokens > model.max_position_embeddings > 0:
-            raise ValueError(
-                f"--virtual-tokens {self.tokens} with a length of {length}: {model.name} has "
-                f"{model.max_position_embeddings} positions; choose a shorter --seq-len"
-            )
+        check_positions(config, self.tokens, config.source_len or config.seq_len)
 
     def embed(self, f: Forward, x: Tensor) -> Tensor:
         """Concatenate the prompt and the embedded tokens."""

@@ -102,9 +102,7 @@ def _round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
-def block_sparse(
-    t: Tape, parts: tuple[Tensor, Tensor, Tensor], s: Heads, density: float
-) -> Tensor:
+def block_sparse(t: Tape, parts: tuple[Tensor, Tensor, Tensor], s: Heads, density: float) -> Tensor:
     """Scores of ``density`` of the blocks: product, softmax in place of it, dropout, product.
 
     DeepSpeed ``deepspeed/ops/sparse_attention/{sparse_self_attention,softmax}.py`` @ v0.14.0: the

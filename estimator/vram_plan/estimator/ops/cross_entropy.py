@@ -6,9 +6,7 @@ from vram_plan.estimator.tape import Tape, Tensor
 INDEX_BYTES = 8
 
 
-def cross_entropy(
-    t: Tape, logits: Tensor, labels: Tensor, *, autocast: bool = False
-) -> Tensor:
+def cross_entropy(t: Tape, logits: Tensor, labels: Tensor, *, autocast: bool = False) -> Tensor:
     """``cross_entropy``: log_softmax, which keeps its output, and nll_loss, which keeps it too.
 
     nll_loss keeps the labels and a sum of weights besides. Going back, it makes a gradient of the
@@ -22,6 +20,7 @@ def cross_entropy(
 
 
 def log_softmax(t: Tape, logits: Tensor) -> Tensor:
+    """``log_softmax``: keeps its output."""
     out = t.new(logits.numel, logits.itemsize)
     kept = out.storage
 
@@ -33,6 +32,7 @@ def log_softmax(t: Tape, logits: Tensor) -> Tensor:
 
 
 def nll_loss(t: Tape, scores: Tensor, labels: Tensor) -> Tensor:
+    """``nll_loss``: keeps its input, the labels and the sum of their weights."""
     numel, itemsize = scores.numel, scores.itemsize
     out = t.new(1, FP32_BYTES)
     total_weight = t.new(1, FP32_BYTES)

@@ -1,4 +1,4 @@
-"""Pointwise operators: what each keeps for the backward pass (torch 2.13.0 ``derivatives.yaml``)."""
+"""Pointwise operators: what each keeps for backward (torch 2.13.0 ``derivatives.yaml``)."""
 
 from vram_plan.estimator.tape import Param, Storage, Tape, Tensor
 
@@ -17,9 +17,7 @@ def cast(t: Tape, x: Tensor, itemsize: int, *, by_token: bool = False) -> Tensor
     if x.itemsize == itemsize:
         return x
     before = x.itemsize
-    out = t.record(
-        t.new(x.numel, itemsize), (x.node,), lambda grad: (t.new(grad.numel, before),)
-    )
+    out = t.record(t.new(x.numel, itemsize), (x.node,), lambda grad: (t.new(grad.numel, before),))
     out.by_token = by_token
     return out
 

@@ -83,10 +83,12 @@ def _chunk_gradients(t: Tape, numel: int, itemsize: int, weight: Param) -> None:
 
 
 def checkpointed(t: Tape, x: Tensor, run: Chunk) -> Tensor:
-    """``checkpoint(run, x)``: only x is kept; going back, ``run`` is repeated on a tape of its own."""
+    """``checkpoint(run, x)``: x alone is kept; going back, ``run`` is repeated on its own tape."""
     before, t.forgets = t.forgets, True
     out = run(t, x)
     t.forgets = before
+    if out.node is None:  # nothing inside learns
+        return out
     storage, numel, itemsize, needs = x.storage, x.numel, x.itemsize, x.requires_grad
     out_numel, out_bytes, meter = out.numel, out.itemsize, t.meter
 

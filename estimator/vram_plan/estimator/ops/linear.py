@@ -4,7 +4,7 @@ from vram_plan.estimator.tape import Param, Tape, Tensor
 
 
 def linear(t: Tape, x: Tensor, weight: Param, bias: Param | None, outputs: int) -> Tensor:
-    """``x @ W.T + b`` with x [batch, seq, inputs]: saves x where W learns, W where x needs a gradient.
+    """``x @ W.T + b``, x [batch, seq, inputs]: saves x where W learns, W where x needs a gradient.
 
     Without a bias ``mm`` makes the weight's gradient before the input's, with one ``addmm`` makes
     input, weight, bias. The input's gradient is a view: three dimensions become two on the way in

@@ -32,8 +32,12 @@ def lstm(f: Forward, name: str, x: Tensor, shape: tuple[int, int], *, layers: in
 
 def _weights(f: Forward, name: str, inputs: int, hidden: int) -> tuple[Param, ...]:
     gates = GATES * hidden
-    shapes = {"weight_ih": (gates, inputs), "weight_hh": (gates, hidden)}
-    shapes |= {"bias_ih": (gates,), "bias_hh": (gates,)}
+    shapes: dict[str, tuple[int, ...]] = {
+        "weight_ih": (gates, inputs),
+        "weight_hh": (gates, hidden),
+        "bias_ih": (gates,),
+        "bias_hh": (gates,),
+    }
     return tuple(
         f.added_param(f"{name}.{part}{way}", dims)
         for way in ("", "_reverse")

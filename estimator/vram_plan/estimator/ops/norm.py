@@ -159,4 +159,3 @@ def _rsqrt(t: Tape, x: Tensor) -> Tensor:
         return (result,)
 
     return t.record(out, (x.node,), backward)
-

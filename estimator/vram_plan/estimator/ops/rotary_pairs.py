@@ -21,12 +21,8 @@ def rotate_pairs(t: Tape, x: Tensor, cos: Tensor, sin: Tensor, numel: int) -> Te
     """
     turned, kept = narrow(t, x, numel), narrow(t, x, x.numel - numel)
     half = numel // 2
-    real = subtract(
-        t, mul(t, narrow(t, turned, half), cos), mul(t, narrow(t, turned, half), sin)
-    )
-    imaginary = add(
-        t, mul(t, narrow(t, turned, half), cos), mul(t, narrow(t, turned, half), sin)
-    )
+    real = subtract(t, mul(t, narrow(t, turned, half), cos), mul(t, narrow(t, turned, half), sin))
+    imaginary = add(t, mul(t, narrow(t, turned, half), cos), mul(t, narrow(t, turned, half), sin))
     del turned
     stacked = concat(t, (real, imaginary))
     del real, imaginary

@@ -1,49 +1,153 @@
-"""Megatron-LM: 16-bit weights, fp32 gradients in one buffer, fp32 masters and moments."""
+"""Megatron-LM: 16-bit weights, one fp32 gradient buffer, fp32 masters and moments over data ranks.
+
+Megatron-LM @ d98e8a64 ``megatron/core/distributed/param_and_grad_buffer.py``,
+``megatron/core/optimizer/distrib_optimizer.py``. ``--use-distributed-optimizer`` is on: data and
+context ranks divide masters and moments; experts' are divided by the ranks that hold the same ones.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from vram_plan.estimator.blocks.megatron import is_built
 from vram_plan.estimator.config import TrainConfig
+from vram_plan.estimator.inventory import Weight
 from vram_plan.estimator.ledger import Entry
-from vram_plan.estimator.optimizers import optimizer_states
-from vram_plan.estimator.sharding.base import Rank, optimizer_entries, weights_entries
+from vram_plan.estimator.sharding.base import Rank, clipping_entry, weights_entries
+from vram_plan.estimator.step import PASSES
+
+BUFFER = "Megatron-LM megatron/core/distributed/param_and_grad_buffer.py"
+OPTIMIZER = "Megatron-LM megatron/core/optimizer/distrib_optimizer.py"
+MEMORY = "Megatron-LM megatron/core/utils.py GlobalMemoryBuffer"
+WORKSPACE = "TransformerEngine transformer_engine/pytorch/module/base.py"
+FP32_BYTES = 4
+MIB = 1 << 20
+ENGINE_WORKSPACE = (4 * MIB, 32 * MIB)
+"""Transformer Engine's own workspace for cuBLAS: before Hopper, and from Hopper on."""
+_BEFORE_HOPPER = frozenset({"ampere", "ada", "turing", "volta", "pascal"})
+_MOMENTS = {"adamw": 2, "adamw-fused": 2, "sgd-momentum": 1, "sgd": 0}
 
 
 def keeps_gradients(config: TrainConfig) -> bool:
-    """Gradients are added to the main buffer at once."""
+    """Every gradient is added to the main gradients and freed."""
     return False
 
 
 def entries(rank: Rank) -> list[Entry]:
-    """Weights, main gradients and the distributed optimizer's share of masters and moments."""
-    config, inventory = rank.config, rank.passes.inventory
-    ranks = config.shard_ranks
-    states = optimizer_states(
-        config.optimizer, inventory.weights, itemsize=4, scale=inventory.scale
-    )
-    share = type(states)(
-        nbytes=-(-states.nbytes // ranks),
-        step=0,
-        formula=states.formula,
-        step_formula="fused",
-        source=states.source,
-    )
+    """Weights, main gradients, masters and moments, and the buffers that stay."""
+    _divisible(rank.config)
     return [
         *weights_entries(rank),
-        Entry(
-            component="gradients",
-            name="main gradients",
-            bytes=4 * rank.trainable,
-            formula="4 · trainable parameters",
-            source="Megatron-LM",
-            state=True,
-        ),
+        _main_gradients(rank),
+        *_optimizer(rank),
+        clipping_entry(rank),
+        *_buffers(rank),
+    ]
+
+
+def _divisible(config: TrainConfig) -> None:
+    if config.ep > 1 and config.shard_ranks % config.ep:
+        raise ValueError(
+            f"--ep {config.ep}: the {config.shard_ranks} data-parallel ranks are not divisible by "
+            f"{config.ep}; choose a divisor"
+        )
+
+
+def _numel(weights: Iterable[Weight], scale: float, *, experts: bool) -> float:
+    """Elements that learn, of experts or of all else."""
+    return sum(
+        w.numel * w.count * (1.0 if w.added else scale)
+        for w in weights
+        if w.trainable and ("experts" in w.name) == experts
+    )
+
+
+def _main_gradients(rank: Rank) -> Entry:
+    return Entry(
+        component="gradients",
+        name="main gradients",
+        bytes=FP32_BYTES * rank.trainable,
+        formula=f"{FP32_BYTES} bytes (fp32) · {rank.trainable:,} parameters in one buffer",
+        source=BUFFER,
+        state=True,
+    )
+
+
+def _optimizer(rank: Rank) -> list[Entry]:
+    config, inventory = rank.config, rank.passes.inventory
+    ranks, scale = config.shard_ranks, inventory.scale
+    dense = _numel(inventory.weights, scale, experts=False)
+    sparse = _numel(inventory.weights, scale, experts=True)
+    own = -(-dense // ranks) + -(-sparse // max(1, ranks // config.ep))
+    shared = f"{dense + sparse:,.0f} parameters / {ranks} data-parallel ranks"
+    moments = _MOMENTS.get(config.optimizer, 2)
+    masters = 0 if config.weights_bytes == FP32_BYTES else FP32_BYTES
+    return [
         Entry(
             component="master_weights",
             name="fp32 master weights",
-            bytes=-(-4 * rank.trainable // ranks),
-            formula=f"4 · parameters / {ranks}",
-            source="Megatron-LM",
+            bytes=round(masters * own),
+            formula=f"{masters} bytes · {shared}",
+            source=OPTIMIZER,
             state=True,
         ),
-        *optimizer_entries(share),
+        Entry(
+            component="optimizer_states",
+            name="optimizer states",
+            bytes=round(FP32_BYTES * moments * own),
+            formula=f"{moments} fp32 moments · {shared}",
+            source=OPTIMIZER,
+            state=True,
+        ),
     ]
+
+
+def _buffers(rank: Rank) -> list[Entry]:
+    config = rank.config
+    if not is_built(config.model):
+        return []
+    old = config.gpu is not None and config.gpu.architecture.lower() in _BEFORE_HOPPER
+    size = ENGINE_WORKSPACE[0 if old else 1]
+    found = [
+        Entry(
+            component="buffers",
+            name="cuBLAS workspace of Transformer Engine",
+            bytes=size,
+            formula=f"{size // MIB} MiB",
+            source=WORKSPACE,
+        )
+    ]
+    if config.sequence_parallel and config.tp > 1 and _has_head(rank):
+        tokens = config.micro_batch * -(-config.seq_len // config.cp)
+        width = config.model.hidden_size * config.compute_bytes
+        found.append(
+            Entry(
+                component="buffers",
+                name="gathered input of the head",
+                bytes=tokens * width,
+                formula=f"{tokens:,} tokens · {width:,} bytes, kept for reuse",
+                source=MEMORY,
+            )
+        )
+    if config.cp > 1:
+        found.append(_ring(rank))
+    return found
+
+
+def _has_head(rank: Rank) -> bool:
+    return any(link.segment.kind == "head" for link in rank.passes.links)
+
+
+def _ring(rank: Rank) -> Entry:
+    """Keys and values on their way around the ring: what arrives beside what is used."""
+    config, model = rank.config, rank.config.model
+    tokens = config.micro_batch * -(-config.seq_len // config.cp)
+    width = 2 * model.kv_dim // config.tp * config.compute_bytes
+    return Entry(
+        component="buffers",
+        name="keys and values exchanged by context parallelism",
+        bytes=2 * tokens * width,
+        formula=f"2 · {tokens:,} tokens · {width:,} bytes of keys and values",
+        source="arXiv:2310.01889 section 3 (ring attention)",
+        alive=frozenset(PASSES),
+    )

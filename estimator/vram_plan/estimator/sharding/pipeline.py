@@ -64,7 +64,13 @@ def in_flight(config: TrainConfig, stage: int) -> float:
 def _waiting(config: TrainConfig, links: tuple[Link, ...], index: int) -> tuple[Entry, ...]:
     """Activations of the micro-batches in flight besides the one that runs."""
     others = in_flight(config, index) - 1
-    saved = sum(sum(link.cost.saved.values()) * link.count for link in links)
+    # Chunks in flight are not the one with the head: that one goes back right away.
+    headless = config.pp_schedule != "gpipe"
+    saved = sum(
+        sum(link.cost.saved.values()) * link.count
+        for link in links
+        if not (headless and link.segment.kind == "head")
+    )
     return (
         Entry(
             component="activations",

@@ -1,0 +1,136 @@
+"""A dense decoder as Megatron-LM builds it: ``GPTModel`` with Transformer Engine's layers.
+
+Megatron-LM @ d98e8a64 ``megatron/core/models/gpt``, ``megatron/core/transformer``. The architecture
+is the model's; the operators are Megatron's, so what they keep differs from transformers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from vram_plan.estimator.forward import Forward
+from vram_plan.estimator.ops import attention, megatron
+from vram_plan.estimator.ops.elementwise import copy
+from vram_plan.estimator.segment import Composition, Segment, Shared
+from vram_plan.estimator.tape import Param, Tensor
+from vram_plan.profiles.model import ModelSpec
+
+VOCABULARY_MULTIPLE = 128
+"""``--make-vocab-size-divisible-by``: the padded vocabulary is a multiple of 128 · tp."""
+
+
+def is_built(spec: ModelSpec) -> bool:
+    """Whether this composition stands for the architecture; others keep their own."""
+    plain = spec.is_causal and not spec.is_encoder_decoder and spec.do_layer_norm_before
+    return plain and not spec.num_experts and not spec.is_latent and not spec.use_parallel_residual
+
+
+def compose(spec: ModelSpec) -> Composition:
+    """``GPTModel``."""
+    count = spec.num_hidden_layers
+    return Composition(
+        segments=(
+            Segment(name="embedding", kind="embedding", run=embedding),
+            Segment(name="decoder.layers", kind="layer", run=layer, count=count, first=0),
+            Segment(name="output_layer", kind="head", run=head),
+        ),
+        shared=rotary_frequencies,
+    )
+
+
+def padded_rows(spec: ModelSpec, ranks: int) -> int:
+    """Rows of the vocabulary on one rank, padding included."""
+    multiple = VOCABULARY_MULTIPLE * ranks
+    return -(-spec.vocab_size // multiple) * multiple // ranks
+
+
+def rotary_frequencies(f: Forward) -> dict[str, Shared]:
+    """The angles of the rotary kernel in fp32."""
+    return {"freqs": Shared(numel=f.seq * f.spec.rotary_dim, itemsize=4)}
+
+
+def embedding(f: Forward, ids: Tensor, shared: Mapping[str, Tensor]) -> Tensor:
+    """``LanguageModelEmbedding``: vocabulary-parallel lookup, positions, [s, b, h], dropout."""
+    spec, split = f.spec, _split(f)
+    x = f.embedding("embed_tokens", ids, padded_rows(spec, split.ranks), spec.hidden_size)
+    if spec.position_embedding_type == "learned":
+        rows = spec.position_embedding_rows
+        x = f.add(x, f.embedding("position_embeddings", ids, rows, spec.hidden_size))
+    x = copy(f.t, x)
+    if split.gathers:
+        x = megatron.scatter_tokens(f.t, x, split)
+    return f.dropout(x, spec.hidden_dropout)
+
+
+def layer(f: Forward, x: Tensor, shared: Mapping[str, Tensor]) -> Tensor:
+    """``TransformerLayer``: attention and feed-forward part, each added with dropout."""
+    dropout = f.spec.hidden_dropout
+    x = megatron.dropout_add(f.t, self_attention(f, x), x, dropout)
+    return megatron.dropout_add(f.t, feed_forward(f, x), x, dropout)
+
+
+def self_attention(f: Forward, x: Tensor) -> Tensor:
+    """``SelfAttention``: norm and one projection for q, k, v; rotation; kernel; projection."""
+    spec, split = f.spec, _split(f)
+    heads = f.heads()
+    sizes = tuple(n * heads.head_dim for n in (heads.heads, heads.kv_heads, heads.kv_heads))
+    scale, weights = _norm(f, "input_layernorm"), _linear(
+        f, "self_attn.linear_qkv", (sum(sizes), spec.hidden_size), bias=spec.attention_bias
+    )
+    made = megatron.norm_linear(f.t, x, scale, weights, split)
+    q, k, v = megatron.split_projections(f.t, made, tuple(f.tokens * size for size in sizes))
+    del made
+    if spec.rotary_dim:
+        q, k = megatron.rotate(f.t, q), megatron.rotate(f.t, k)
+    out = _kernel(f, q, k, v)
+    del q, k, v
+    shape = (spec.hidden_size, heads.heads * heads.head_dim)
+    projection = _linear(f, "self_attn.linear_proj", shape, bias=spec.attention_out_bias)
+    return megatron.row_linear(f.t, out, projection, split)
+
+
+def _kernel(f: Forward, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Flash attention, or scores with a 16-bit softmax that keeps its output and a mask."""
+    if f.how.attention == "eager":
+        return megatron.unfused_attention(f.t, q, k, v, f.heads())
+    return attention.flash(f.t, q, k, v, f.heads())
+
+
+def feed_forward(f: Forward, x: Tensor) -> Tensor:
+    """``MLP``: norm and projection up, one fused activation, projection down."""
+    spec, split = f.spec, _split(f)
+    width = spec.intermediate_size // split.ranks
+    wide = width * (2 if spec.is_gated_act else 1)
+    scale = _norm(f, "pre_mlp_layernorm")
+    up = _linear(f, "mlp.linear_fc1", (wide, spec.hidden_size), bias=spec.mlp_bias)
+    made = megatron.norm_linear(f.t, x, scale, up, split)
+    made = megatron.activate(f.t, made, f.tokens * width)
+    down = _linear(f, "mlp.linear_fc2", (spec.hidden_size, width), bias=spec.mlp_bias)
+    return megatron.row_linear(f.t, made, down, split)
+
+
+def head(f: Forward, x: Tensor, shared: Mapping[str, Tensor]) -> Tensor:
+    """The last norm, the vocabulary-parallel projection and its cross-entropy."""
+    spec, split = f.spec, _split(f)
+    x = megatron.norm(f.t, x, _norm(f, "final_layernorm"), spec.hidden_size)
+    name = "embed_tokens.weight" if spec.tie_word_embeddings else "output_layer.weight"
+    weight = f.param(name, (padded_rows(spec, split.ranks), spec.hidden_size), "head")
+    with f.t.scope("logits"):
+        logits = megatron.head_linear(f.t, x, weight, split)
+        return megatron.vocabulary_loss(f.t, logits)
+
+
+def _split(f: Forward) -> megatron.Split:
+    return megatron.Split(ranks=f.how.tensor, sequence=f.how.sequence_parallel)
+
+
+def _norm(f: Forward, name: str) -> tuple[Param, ...]:
+    """An RMS norm where positions turn and the feed-forward part is gated, else a layer norm."""
+    rms = f.spec.is_gated_act and f.spec.position_embedding_type == "rope"
+    parts = ("weight",) if rms else ("weight", "bias")
+    return tuple(f.param(f"{name}.{part}", f.spec.hidden_size, "norm") for part in parts)
+
+
+def _linear(f: Forward, name: str, shape: tuple[int, int], *, bias: bool) -> tuple[Param, ...]:
+    weight = f.param(f"{name}.weight", shape, "linear")
+    return (weight, f.param(f"{name}.bias", shape[0], "bias")) if bias else (weight,)
