@@ -2,7 +2,9 @@
 
 import pytest
 
-from vram_plan.estimator.planner import Plan, plan
+from vram_plan.estimator import plan
+from vram_plan.estimator.config import ZeroSizes
+from vram_plan.estimator.planner import Plan
 from vram_plan.profiles.gpus import find_gpu
 from vram_plan.profiles.model import ModelSpec
 from vram_plan.profiles.models import resolve_model
@@ -105,21 +107,52 @@ def test_13b_on_one_v100_needs_offload() -> None:
     assert _offloaded("none").fits[0].verdict == "does not fit"
 
 
-def _decoders() -> list[ModelSpec]:
+def _decoders(least: float, below: float) -> list[ModelSpec]:
     from vram_plan.profiles.models import catalogue
 
-    entries = [e for e in catalogue() if e.parameters >= 10**9]
-    specs = {e.name: e.spec() for e in entries}
-    return [spec for spec in specs.values() if spec.is_causal and not spec.is_encoder_decoder]
+    specs = [e.spec() for e in catalogue() if least <= e.parameters < below]
+    return [spec for spec in specs if spec.is_causal and not spec.is_encoder_decoder]
 
 
-@pytest.mark.parametrize("spec", _decoders(), ids=lambda spec: spec.name)
+def _peak(spec: ModelSpec, stage: int, offload: str = "none", **sizes: int) -> int:
+    found = plan(
+        spec,
+        gpus=8,
+        zero=stage,
+        offload=offload,
+        checkpointing="full",
+        micro_batch=1,
+        seq_len=1024,
+        zero_sizes=ZeroSizes(overlap_comm=stage == 3, **sizes),
+    )
+    return found.memory.allocated_bytes
+
+
+# transformers' DeepSpeed guide, "Selecting a ZeRO stage": the order of memory efficiency.
+@pytest.mark.parametrize("spec", _decoders(2e9, 1e13), ids=lambda spec: spec.name)
 def test_memory_order_of_the_stages(spec: ModelSpec) -> None:
-    # transformers' DeepSpeed guide, "Selecting a ZeRO stage": the order of memory efficiency.
-    def peak(stage: int, offload: str = "none") -> int:
-        found = plan(spec, gpus=8, zero=stage, offload=offload, checkpointing="full", seq_len=1024)
-        return found.memory.allocated_bytes
+    two_offloaded = _peak(spec, 2, "optimizer")
+    assert _peak(spec, 0) > _peak(spec, 1) > _peak(spec, 2) > two_offloaded
+    assert _peak(spec, 2) > _peak(spec, 3) > _peak(spec, 3, "optimizer")
 
-    two_offloaded = peak(2, "optimizer")
-    assert peak(0) > peak(1) > peak(2) > two_offloaded
-    assert peak(2) > peak(3) > peak(3, "optimizer")
+
+# Below 2e9 parameters two facts of DeepSpeed 0.19.8 bend that order. ZeRO-3 keeps a weight that is
+# needed again within stage3_max_reuse_distance = 1e9 elements, which is half of such a model or
+# more, and holds its reduce bucket of 5e8 elements all the time. And with a vocabulary of 250,000
+# the peak is the loss, where stages 1 and 2 hold the same. With buffers in proportion to the model
+# (transformers' "auto" values and a short reuse distance) the order is back, ties at the loss.
+@pytest.mark.parametrize("spec", _decoders(1e9, 2e9), ids=lambda spec: spec.name)
+def test_memory_order_of_the_stages_of_small_models(spec: ModelSpec) -> None:
+    square = spec.hidden_size**2
+    sizes = {
+        "reduce_bucket_size": square,
+        "allgather_bucket_size": square,
+        "stage3_prefetch_bucket_size": round(0.9 * square),
+        "stage3_param_persistence_threshold": 10 * spec.hidden_size,
+        "stage3_max_reuse_distance": square,
+        "stage3_max_live_parameters": 100_000_000,
+    }
+    two_offloaded = _peak(spec, 2, "optimizer", **sizes)
+    assert _peak(spec, 0, **sizes) > _peak(spec, 1, **sizes) >= _peak(spec, 2, **sizes)
+    assert _peak(spec, 2, **sizes) > two_offloaded
+    assert _peak(spec, 2, **sizes) > _peak(spec, 3, **sizes) > _peak(spec, 3, "optimizer", **sizes)

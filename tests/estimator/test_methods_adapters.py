@@ -255,7 +255,7 @@ def added(method: Method, *, trainable: bool | None = None) -> int:
 
 
 def test_counts_follow_the_definitions() -> None:
-    """Two matrices with biases an adapter; three matrices a fusion; a router and pairs a mixture."""
+    """Two matrices with biases an adapter; three matrices a fusion; encoder and gates besides."""
     one = 2 * HIDDEN * SIZE + HIDDEN + SIZE
     assert added(Houlsby(SIZE)) == 2 * LAYERS * one
     assert added(Pfeiffer(SIZE)) == LAYERS * one

@@ -122,8 +122,13 @@ def peft_counted(fields: Fields, config: str, options: Fields) -> int:
     return int(wrapped.get_nb_trainable_parameters()[0])
 
 
-@pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("kind", ARCHITECTURES)
+def pairs() -> list[tuple[str, str]]:
+    """Every method on every architecture but DoRA on stacked experts, which PEFT refuses."""
+    every = [(kind, name) for kind in ARCHITECTURES for name in METHODS]
+    return [pair for pair in every if pair != ("mixtral", "dora")]
+
+
+@pytest.mark.parametrize(("kind", "name"), pairs())
 def test_trainable_parameters_equal_peft(kind: str, name: str) -> None:
     """The plan counts what PEFT counts."""
     method, config, options = METHODS[name]

@@ -20,7 +20,7 @@ from vram_plan.estimator.methods.dora import Dora
 from vram_plan.estimator.methods.ia3 import Ia3
 from vram_plan.estimator.methods.lora import Lora
 from vram_plan.estimator.methods.prefix import Prefix
-from vram_plan.estimator.methods.prompts import Prompt, PTuning
+from vram_plan.estimator.methods.prompts import Prompt
 from vram_plan.estimator.step import moments
 from vram_plan.profiles.hf_config import from_hf_config
 
@@ -53,36 +53,20 @@ GPT2: Fields = {
 }
 CASES: dict[str, tuple[Fields, Method, str, Fields, Fields]] = {
     "lora": (LLAMA, Lora(8, "all-linear"), "lora", {"r": 8}, {}),
-    "lora-bf16": (LLAMA, Lora(8, "all-linear"), "lora", {"r": 8}, {"adapter_dtype": "bf16"}),
     "lora-experts": (MIXTRAL, Lora(8, "all-linear"), "lora", {"r": 8}, {}),
     "dora": (LLAMA, Dora(8, "all-linear"), "dora", {"r": 8}, {}),
-    "dora-conv1d": (GPT2, Dora(8, "all-linear"), "dora", {"r": 8}, {}),
     "ia3": (LLAMA, Ia3(), "ia3", {}, {}),
     "ia3-autocast": (LLAMA, Ia3(), "ia3", {}, {"dtype": "fp32", "autocast": "bf16"}),
     "ia3-checkpointed": (LLAMA, Ia3(), "ia3", {}, {"checkpointing": "full"}),
     "prompt": (LLAMA, Prompt(20), "prompt", {"num_virtual_tokens": 20}, {}),
     "prompt-gpt2": (GPT2, Prompt(20), "prompt", {"num_virtual_tokens": 20}, {}),
-    "p-tuning": (
-        LLAMA,
-        PTuning(20, "mlp", 64),
-        "p-tuning",
-        {"num_virtual_tokens": 20, "encoder_hidden_size": 64},
-        {},
-    ),
     "prefix": (LLAMA, Prefix(20), "prefix", {"num_virtual_tokens": 20}, {}),
-    "prefix-projection": (
-        LLAMA,
-        Prefix(20, 64),
-        "prefix",
-        {"num_virtual_tokens": 20, "prefix_projection": True, "encoder_hidden_size": 64},
-        {},
-    ),
     "prefix-gpt2": (GPT2, Prefix(20), "prefix", {"num_virtual_tokens": 20}, {}),
 }
 
 
 def planned(fields: Fields, method: Method, options: Fields) -> int:
-    """Weights, AdamW's states, inputs and the fullest moment of the backward pass."""
+    """Weights, inputs and the fullest moment of the backward pass."""
     spec = from_hf_config(fields, name="small", source="test")
     dtype = BYTES[options.get("dtype", "bf16")]
     how = Treatment(
@@ -98,7 +82,7 @@ def planned(fields: Fields, method: Method, options: Fields) -> int:
     links = build_chain(spec, composition, how, shape)
     inventory = take_inventory(links)
     tables = composition.shared(Forward(spec, how, batch=BATCH, seq=seq)).values()
-    always = inventory.nbytes() + 2 * inventory.nbytes(trainable=True) + 8 * BATCH * SEQ
+    always = inventory.nbytes() + 8 * BATCH * SEQ
     always += sum(-(-t.numel * t.itemsize // 512) * 512 for t in tables if t.saved)
     return always + fullest(links)
 
@@ -116,7 +100,14 @@ def test_the_backward_peak_equals_the_trace(case: str) -> None:
 
     fields, method, name, peft, options = CASES[case]
     config = TraceConfig(
-        config=fields, batch=BATCH, seq=SEQ, attention="flash", method=name, lora=peft, **options
+        config=fields,
+        batch=BATCH,
+        seq=SEQ,
+        attention="flash",
+        method=name,
+        lora=peft,
+        steps=1,
+        **options,
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

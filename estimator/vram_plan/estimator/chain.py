@@ -9,7 +9,7 @@ from vram_plan.estimator.carried import Journeys
 from vram_plan.estimator.forward import Treatment
 from vram_plan.estimator.ledger import Entry
 from vram_plan.estimator.segment import Composition, Segment
-from vram_plan.estimator.simulate import Boundary, Cost, Run, simulate
+from vram_plan.estimator.simulate import RECOMPUTED, Boundary, Cost, Run, simulate
 from vram_plan.profiles.model import ModelSpec
 
 
@@ -65,6 +65,7 @@ def build_chain(
             checkpoint=_checkpoint(shape.checkpoint, segment),
             keeps_gradients=shape.keeps_gradients,
             awaited=journeys.awaited(i),
+            input_gradients=segment.kind == "embedding" and shape.checkpoint in RECOMPUTED,
         )
         for link in _repeat(run, journeys, i):
             links.append(link)

@@ -7,11 +7,10 @@ from functools import partial
 from math import prod
 
 from vram_plan.estimator.methods.base import Method
-from vram_plan.estimator.ops import attention, elementwise, sdpa
+from vram_plan.estimator.ops import attention, elementwise, fused, sdpa
 from vram_plan.estimator.ops.attention import Heads
-from vram_plan.estimator.ops.embedding import embedding
+from vram_plan.estimator.ops.embedding import LeafVariable, embedding
 from vram_plan.estimator.ops.linear import AutocastWeight, cached_cast, linear
-from vram_plan.estimator.ops.quantized import dequantized_linear, int8_linear
 from vram_plan.estimator.ops.norm import (
     layer_norm,
     layer_norm_wide,
@@ -19,6 +18,7 @@ from vram_plan.estimator.ops.norm import (
     rms_norm_mixed,
     rms_norm_wide,
 )
+from vram_plan.estimator.ops.quantized import dequantized_linear, int8_linear
 from vram_plan.estimator.tape import Param, Tape, Tensor
 from vram_plan.profiles.model import ModelSpec
 
@@ -44,9 +44,9 @@ class Treatment:
         attention: ``flash``, ``sdpa``, ``eager`` or ``block-sparse``.
         attention_density: share of the scores that block-sparse attention computes.
         loss: ``hf``, ``fused-ce``, ``chunked`` or ``liger``.
-        loss_code: how transformers shifts logits against labels: ``padded`` labels (now),
-            ``shifted`` logits (4.46 and later, which copied them), ``rebound`` (until 4.45: the
-            same, the 16-bit logits gone).
+        loss_code: how transformers shifts logits against labels (``loss/loss_utils.py``):
+            ``padded`` labels (from 4.49), ``shifted`` logits, copied (4.46 to 4.48), ``rebound``
+            (until 4.45: the same, the 16-bit logits gone).
         tensor: ranks that split heads, feed-forward and vocabulary (tensor parallelism).
         expert: ranks that divide the experts of a sparse layer (expert parallelism).
         sequence_parallel: norms and residuals are split over the tensor ranks too.
@@ -83,6 +83,7 @@ class Forward:
         "cache",
         "checkpointed",
         "how",
+        "input_gradients",
         "keeps_gradients",
         "layer",
         "params",
@@ -106,6 +107,7 @@ class Forward:
         self.source_seq = 0
         self.stack = "decoder"
         self.checkpointed = False
+        self.input_gradients = False
         self.repeats = False
         self.layer = layer
         self.prefix = ""
@@ -226,9 +228,15 @@ class Forward:
         return cached_cast(self.t, weight, LOW_BYTES, self.cache)
 
     def rms_norm(self, name: str, x: Tensor, width: int) -> Tensor:
-        """An RMS norm as LlamaRMSNorm writes it."""
+        """An RMS norm as LlamaRMSNorm writes it, or a fused kernel."""
         weight = self.param(f"{name}.weight", width, "norm") if self.spec.norm_affine else None
+        if self.fuses("rmsnorm"):
+            return fused.rms_norm(self.t, x, weight, width)
         return rms_norm(self.t, x, weight, width)
+
+    def fuses(self, kernel: str) -> bool:
+        """Whether a fused ``kernel`` replaces written-out operations; ``liger`` has them all."""
+        return kernel in self.how.fused or "liger" in self.how.fused
 
     def rms_norm_wide(self, name: str, x: Tensor, width: int, *, centered: bool = False) -> Tensor:
         """An RMS norm whose weight is applied in fp32 (OLMo 2; ``centered``: Gemma)."""
@@ -273,7 +281,10 @@ class Forward:
         table.accumulates |= bool(again)
         # Autocast casts a head's gradient back to fp32, which makes a tensor that is no view.
         joins = again == "head" and not (self.how.autocast and table.itemsize > LOW_BYTES)
-        return embedding(self.t, ids, table, width, joins=joins)
+        out = embedding(self.t, ids, table, width, joins=joins)
+        if self.input_gradients and out.node is None and name.endswith("embed_tokens"):
+            out.node = LeafVariable(out.storage)
+        return out
 
     def add(self, a: Tensor, b: Tensor) -> Tensor:
         """``a + b``."""

@@ -48,6 +48,9 @@ class Run:
             moves them to a bucket at once or where they are added to those already there.
         carried: tensors of earlier segments that live while this one runs.
         awaited: names that later segments read.
+        input_gradients: the looked-up tokens are made to require a gradient although their table
+            does not learn, as libraries do for checkpointed models
+            (``enable_input_require_grads``, transformers 5.23.0 ``modeling_utils.py``).
     """
 
     spec: ModelSpec
@@ -63,6 +66,7 @@ class Run:
     keeps_gradients: bool = True
     carried: tuple[Carried, ...] = ()
     awaited: frozenset[str] = frozenset()
+    input_gradients: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +155,7 @@ def _new_forward(run: Run) -> Forward:
     f.source_seq = run.source_seq
     f.stack = run.segment.stack
     f.checkpointed = run.checkpoint in RECOMPUTED
+    f.input_gradients = run.input_gradients and run.how.training
     f.t.selective = run.checkpoint == "selective"
     f.t.pages_out = run.checkpoint == "page-out"
     f.repeats = run.segment.repeats

@@ -5,7 +5,7 @@ import ast
 from dataclasses import fields
 from typing import Any
 
-from vram_plan.bench.trace import TraceConfig, trace_step
+from vram_plan.bench.trace import TraceConfig, trace_deep, trace_step
 
 __all__ = ["main"]
 
@@ -18,17 +18,26 @@ def main() -> None:
     parser.add_argument("--lora", nargs="*", default=[], metavar="FIELD=VALUE")
     parser.add_argument("--phase", help="print the peak of this phase")
     parser.add_argument("--rows", type=int, default=60)
+    parser.add_argument("--deep", action="store_true", help="extend shallow traces to all layers")
     parser.add_argument("--collapse", action="store_true", help="take all layers together")
     for field in fields(TraceConfig):
         if field.name not in ("config", "lora"):
             parser.add_argument("--" + field.name.replace("_", "-"), type=_value)
     options = vars(parser.parse_args())
     phase, rows = options.pop("phase"), options.pop("rows")
-    collapse = options.pop("collapse")
+    collapse, deep = options.pop("collapse"), options.pop("deep")
     config = {"model_type": options.pop("model_type"), **_pairs(options.pop("shape"))}
     lora = _pairs(options.pop("lora"))
     given = {name: value for name, value in options.items() if value is not None}
-    trace = trace_step(TraceConfig(config=config, lora=lora, **given))
+    traced = TraceConfig(config=config, lora=lora, **given)
+    if deep:
+        extended = trace_deep(traced)
+        print(
+            f"peak {extended.peak_bytes:,} bytes ({extended.peak_phase}), {extended.seconds:.1f} s"
+        )
+        print(extended.phase_peaks, extended.components(phase))
+        return
+    trace = trace_step(traced)
     print(trace.summary())
     trace.print_peak(phase, rows, collapse=collapse)
 

@@ -51,6 +51,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
         """Run the operator and note the storages of its results."""
         kwargs = kwargs or {}
         path, in_node = self.paths.current()
+        self.log.where = path
         if func is _ITEM:
             # A fake tensor has no value; the step's control flow does not hang on this one.
             return _any_value(args[0])

@@ -42,6 +42,7 @@ class StorageLog:
     def __init__(self) -> None:
         self.live_bytes = 0
         self.phase = "build"
+        self.where = ""
         self.events: list[Event] = []
         self.blocks: dict[int, Block] = {}
         self._finalizers: dict[int, weakref.ref[Any]] = {}
@@ -51,11 +52,12 @@ class StorageLog:
 
     def enter(self, phase: str) -> None:
         """Begin a phase, with an event of its own that changes nothing."""
+        self.where = ""
         self.phase = phase
         nothing = Block(
             number=-1, bytes=0, shape=(), dtype="", op="(phase)", module="", phase=phase
         )
-        self.events.append(Event(nothing, 0, self.live_bytes, phase))
+        self.events.append(Event(nothing, 0, self.live_bytes, phase, self.where))
 
     def restart(self) -> tuple[int, list[Block]]:
         """Begin a new step: forget the events, return what is alive."""
@@ -145,4 +147,4 @@ class StorageLog:
 
     def _change(self, block: Block, delta: int) -> None:
         self.live_bytes += delta
-        self.events.append(Event(block, delta, self.live_bytes, self.phase))
+        self.events.append(Event(block, delta, self.live_bytes, self.phase, self.where))

@@ -47,12 +47,17 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One change: ``delta`` bytes at ``block``; ``live`` is the total after it."""
+    """One change: ``delta`` bytes at ``block``; ``live`` is the total after it.
+
+    ``where`` is the module whose operator ran last: a block is often freed in another module than
+    it was made in.
+    """
 
     block: Block
     delta: int
     live: int
     phase: str
+    where: str = ""
 
     @property
     def kind(self) -> str:

@@ -13,7 +13,7 @@ from vram_plan.estimator.blocks.encoder_parts import attend, loss_of, nothing_sh
 from vram_plan.estimator.forward import Forward
 from vram_plan.estimator.ops.cross_entropy import INDEX_BYTES
 from vram_plan.estimator.ops.elementwise import relayout, scale
-from vram_plan.estimator.ops.embedding import embedding
+from vram_plan.estimator.ops.embedding import LeafVariable, embedding
 from vram_plan.estimator.segment import Composition, Segment
 from vram_plan.estimator.tape import Tensor
 from vram_plan.profiles.model import ModelSpec
@@ -49,7 +49,7 @@ def target_embedding(f: Forward, ids: Tensor, shared: Mapping[str, Tensor]) -> T
 def _embedded(f: Forward, stack: str, words: Tensor, *, rows: int) -> Tensor:
     """Scaled tokens + positions, norm, dropout; variables hold both terms while the stack runs."""
     spec = f.spec
-    words = scale(f.t, words.moved())
+    words = _scaled(f, words.moved())
     places = _positions(f, stack, rows)
     f.produce(f"{stack}.words", words)
     f.produce(f"{stack}.positions", places)
@@ -57,6 +57,16 @@ def _embedded(f: Forward, stack: str, words: Tensor, *, rows: int) -> Tensor:
     if spec.model_type in _NORMED_EMBEDDINGS:
         x = f.layer_norm(f"{stack}.layernorm_embedding", x, spec.hidden_size)
     return f.dropout(x, spec.embedding_dropout)
+
+
+def _scaled(f: Forward, words: Tensor) -> Tensor:
+    """Tokens times √width. BART's and mBART's lookup does it itself: hooks on it see the product."""
+    if f.spec.model_type not in _NORMED_EMBEDDINGS or not isinstance(words.node, LeafVariable):
+        return scale(f.t, words)
+    words.node = None
+    out = scale(f.t, words)
+    out.node = LeafVariable(out.storage)
+    return out
 
 
 def _positions(f: Forward, stack: str, rows: int) -> Tensor:

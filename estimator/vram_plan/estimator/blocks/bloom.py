@@ -5,7 +5,6 @@ from __future__ import annotations
 from vram_plan.estimator.blocks.gpt_parts import (
     Inputs,
     Shareds,
-    lent,
     mask,
     model,
     only_eager,

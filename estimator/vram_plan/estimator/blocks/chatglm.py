@@ -14,7 +14,7 @@ from vram_plan.estimator.forward import Forward
 from vram_plan.estimator.ops.attention import repeat_heads
 from vram_plan.estimator.ops.elementwise import copy
 from vram_plan.estimator.ops.rotary_pairs import rotate_pairs
-from vram_plan.estimator.ops.sdpa import sdpa
+from vram_plan.estimator.ops.sdpa import kernel_for, sdpa
 from vram_plan.estimator.ops.split import split
 from vram_plan.estimator.segment import Composition, Segment, Shared
 from vram_plan.estimator.tape import Tensor
@@ -35,16 +35,14 @@ def norm(f: Forward, name: str, x: Tensor) -> Tensor:
 def block(f: Forward, x: Tensor, shared: Mapping[str, Tensor]) -> Tensor:
     """``GLMBlock.forward``."""
     spec = f.spec
-    residual, x = x, norm(f, "input_layernorm", x)
-    if spec.residual_from_layernorm:
-        residual = x
-    x = self_attention(f, x, shared["rope"])
-    x = f.add(residual, f.dropout(x, spec.hidden_dropout))
-    residual, x = x, norm(f, "post_attention_layernorm", x)
-    if spec.residual_from_layernorm:
-        residual = x
-    x = mlp(f, x)
-    return f.add(residual, f.dropout(x, spec.hidden_dropout))
+    normed = norm(f, "input_layernorm", x)
+    attended = self_attention(f, normed, shared["rope"].view(f.seq * spec.rotary_dim // 2))
+    residual = normed if spec.residual_from_layernorm else x
+    joined = f.add(residual, f.dropout(attended, spec.hidden_dropout))
+    normed = norm(f, "post_attention_layernorm", joined)
+    forwarded = mlp(f, normed)
+    residual = normed if spec.residual_from_layernorm else joined
+    return f.add(residual, f.dropout(forwarded, spec.hidden_dropout))
 
 
 def self_attention(f: Forward, x: Tensor, rope: Tensor) -> Tensor:
@@ -61,7 +59,13 @@ def self_attention(f: Forward, x: Tensor, rope: Tensor) -> Tensor:
     k, v = f.how.method.keys_values(f, k, v)
     heads = f.heads()
     k, v = repeat_heads(t, k, heads), repeat_heads(t, v, heads)
-    out = sdpa(t, q, k, v, f.heads(kv_heads=heads.heads))
+    heads = f.heads(kv_heads=heads.heads)
+    out = sdpa(t, q, k, v, heads)
+    if (
+        f.batch > 1
+        and kernel_for(2 if f.how.autocast else q.itemsize, heads, masked=False) == "efficient"
+    ):
+        out = copy(t, out)  # this kernel's result lies batch by batch
     shape = (spec.query_dim, hidden)
     name = "self_attention.dense"
     out = f.linear(name, out, shape, bias=spec.attention_out_bias, split="row")

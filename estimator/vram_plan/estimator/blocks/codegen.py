@@ -19,6 +19,7 @@ from vram_plan.estimator.ops.split import split
 from vram_plan.estimator.segment import Composition
 from vram_plan.estimator.tape import Tensor
 from vram_plan.profiles.model import ModelSpec
+
 _PARTS = 4
 """The projection's rows come in this many parts (``mp_num``), each with queries, values, keys."""
 
@@ -33,7 +34,7 @@ def block(f: Forward, x: Tensor, shared: Inputs) -> Tensor:
 
 
 def attention(f: Forward, x: Tensor) -> Tensor:
-    """``CodeGenAttention.forward``: the table of sines and cosines stays fp32, so q and k become it."""
+    """``CodeGenAttention.forward``: an fp32 table of sines and cosines makes q and k fp32."""
     spec, entered, t = f.spec, x, f.t
     hidden = spec.hidden_size
     fused = f.linear("attn.qkv_proj", x, (hidden, 3 * hidden), split="column")

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from vram_plan.estimator.blocks.heads import causal_lm_loss, token_embedding
 from vram_plan.estimator.blocks.llama import is_masked, rotary_tables
-from vram_plan.estimator.forward import Forward
+from vram_plan.estimator.forward import LOW_BYTES, Forward
 from vram_plan.estimator.ops.attention import batched_product, softmax
 from vram_plan.estimator.ops.elementwise import cast, relayout
 from vram_plan.estimator.ops.experts import INDEX_BYTES, clamp, gather_rows, topk
@@ -110,22 +110,20 @@ def looped_experts(f: Forward, x: Tensor, index: Tensor, weights: Tensor) -> Ten
 
 def expert(f: Forward, x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
     """``DbrxExpertGLU.forward`` on one expert's rows."""
-    t, itemsize = f.t, x.itemsize
     rows = x.numel // f.spec.hidden_size
     width = rows * f.spec.moe_intermediate_size // f.how.tensor
-    x = x if not f.how.autocast else cast(t, x, 2)
-    first = batched_product(t, x, low(f, gate), width)
-    second = batched_product(t, x, low(f, up), width)
+    first = product(f, x, gate, width)
+    second = product(f, x, up, width)
     first = f.act(first)
     inner = f.mul(first, second)
-    out = batched_product(t, inner, low(f, down), rows * f.spec.hidden_size)
-    assert itemsize
-    return out
+    return product(f, inner, down, rows * f.spec.hidden_size)
 
 
-def low(f: Forward, weight: Tensor) -> Tensor:
-    """A slice in autocast's precision: no leaf, so the copy is not cached."""
-    return cast(f.t, weight, 2) if f.how.autocast else weight
+def product(f: Forward, x: Tensor, weight: Tensor, numel: int) -> Tensor:
+    """``x.matmul(weight)``; under autocast both are cast every time, for neither is a leaf."""
+    if f.how.autocast:
+        x, weight = cast(f.t, x, LOW_BYTES), cast(f.t, weight, LOW_BYTES)
+    return batched_product(f.t, x, weight, numel)
 
 
 def head(f: Forward, x: Tensor, shared: Mapping[str, Tensor]) -> Tensor:

@@ -107,9 +107,7 @@ def eager(f: Forward, parts: tuple[Tensor, Tensor, Tensor], s: Heads, itemsize: 
     return merged(f, scores, v, s), (scores,)
 
 
-def with_bias(
-    f: Forward, parts: tuple[Tensor, Tensor, Tensor], s: Heads, itemsize: int
-) -> Result:
+def with_bias(f: Forward, parts: tuple[Tensor, Tensor, Tensor], s: Heads, itemsize: int) -> Result:
     """The same with ALiBi: fp32 scores, and every step held by a local variable."""
     t, (q, k, v), autocast = f.t, parts, f.how.autocast
     product = plain_scores(t, q, k, s, autocast=autocast)
@@ -146,7 +144,7 @@ def head(f: Forward, x: Tensor, shared: Inputs) -> Tensor:
 
 
 def shared_tensors(f: Forward) -> Shareds:
-    """cos and sin (computed in any case), position ids, the mask, the bias."""
+    """Tables of cos and sin (computed in any case), position ids, the mask, the bias."""
     spec = f.spec
     turned = spec.position_embedding_type == "rope"
     kept = {**rotary_tables(f, saved=turned), **position_ids(f)}
@@ -155,7 +153,9 @@ def shared_tensors(f: Forward) -> Shareds:
         heads = spec.num_attention_heads
         kept["ones"] = Shared(numel=tokens, itemsize=INDEX_BYTES, saved=False)
         kept["alibi"] = Shared(numel=tokens * heads, itemsize=itemsize, saved=False)
-        kept["mask"] = Shared(numel=f.batch * heads * pairs, itemsize=itemsize, saved=f.how.attention != "eager")
+        kept["mask"] = Shared(
+            numel=f.batch * heads * pairs, itemsize=itemsize, saved=f.how.attention != "eager"
+        )
     elif f.how.attention == "eager":
         kept["mask"] = Shared(numel=f.batch * pairs, itemsize=itemsize, saved=False)
     elif f.how.attention == "sdpa":

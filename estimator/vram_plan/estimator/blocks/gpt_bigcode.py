@@ -35,7 +35,7 @@ def block(f: Forward, x: Tensor, shared: Inputs) -> Tensor:
 
 
 def attention(f: Forward, x: Tensor) -> Tensor:
-    """``GPTBigCodeAttention.forward``: one projection; by heads where every head has its own keys."""
+    """``GPTBigCodeAttention.forward``: one projection, by heads where each has its own keys."""
     spec, entered = f.spec, x
     hidden, kv = spec.hidden_size, spec.kv_dim
     fused = f.linear("attn.c_attn", x, (hidden, hidden + 2 * kv), bias=True, split="column")

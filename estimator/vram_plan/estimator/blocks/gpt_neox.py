@@ -72,7 +72,7 @@ def head(f: Forward, x: Tensor, shared: Inputs) -> Tensor:
 
 
 def shared_tensors(f: Forward) -> Shareds:
-    """cos and sin, position ids, the mask of eager attention."""
+    """Tables of cos and sin, position ids, the mask of eager attention."""
     return {**rotary_tables(f), **position_ids(f), **held_embeddings(f), **mask(f)}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from vram_plan.estimator.blocks.heads import token_embedding
@@ -18,6 +18,7 @@ INDEX_BYTES = 8
 
 Shareds = dict[str, Shared]
 Inputs = Mapping[str, Tensor]
+Sharing = Callable[[Forward], Mapping[str, Shared]]
 
 
 def lent(x: Tensor) -> Tensor:
@@ -26,7 +27,7 @@ def lent(x: Tensor) -> Tensor:
 
 
 def model(
-    spec: ModelSpec, names: tuple[str, str], runs: tuple[Run, Run, Run], shared: object
+    spec: ModelSpec, names: tuple[str, str], runs: tuple[Run, Run, Run], shared: Sharing
 ) -> Composition:
     """Embedding, equal layers and head; ``names`` are the paths of embedding and layers."""
     embed, layer, head = runs
@@ -37,7 +38,7 @@ def model(
             Segment(name=names[1], kind="layer", run=layer, count=count, first=0),
             Segment(name="lm_head", kind="head", run=head),
         ),
-        shared=shared,  # type: ignore[arg-type]
+        shared=shared,
     )
 
 
@@ -115,11 +116,13 @@ def mask(f: Forward, *, always: bool = False) -> Shareds:
     """The causal mask [batch, 1, seq, seq], which fused kernels do without."""
     if f.how.attention != "eager" and not always:
         return {}
-    return {"mask": Shared(numel=f.batch * f.seq * f.seq, itemsize=f.how.compute_bytes, saved=False)}
+    return {
+        "mask": Shared(numel=f.batch * f.seq * f.seq, itemsize=f.how.compute_bytes, saved=False)
+    }
 
 
 def rotary_tables(f: Forward, *, saved: bool = True) -> Shareds:
-    """cos and sin [1, seq, rotary_dim] in the activations' dtype, kept by what they turn."""
+    """Tables of cos and sin [1, seq, rotary_dim] in the activations' dtype."""
     width = f.spec.rotary_dim or f.spec.head_dim
     table = Shared(numel=f.seq * width, itemsize=f.how.compute_bytes, saved=saved)
     return {"cos": table, "sin": table}
@@ -141,8 +144,9 @@ def held_embeddings(f: Forward) -> Shareds:
 def learned_positions(f: Forward) -> Shareds:
     """Position ids, and the two lookups that ``forward`` keeps as local variables."""
     hidden, itemsize = f.spec.hidden_size, f.how.weights_bytes
+    learns = f.how.training and f.how.method.trains("wpe.weight", "position", -1)
     return {
-        **position_ids(f, saved=True),
+        **position_ids(f, saved=learns),
         "inputs_embeds": Shared(numel=f.tokens * hidden, itemsize=itemsize, saved=False),
         "position_embeds": Shared(numel=f.seq * hidden, itemsize=itemsize, saved=False),
         **mask(f),

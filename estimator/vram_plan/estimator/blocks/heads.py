@@ -71,7 +71,7 @@ def causal_lm_loss(f: Forward, x: Tensor, *, width: int = 0, scaled: bool = Fals
 def shifted_loss(f: Forward, logits: Tensor) -> Tensor:
     """``ForCausalLMLoss`` on logits, in fp32.
 
-    Now the labels are padded by one, then copied from the second on; up to transformers 4.4x
+    Now the labels are padded by one, then copied from the second on; until transformers 4.48
     (``loss_code``) the logits were copied without each sequence's last. A batch of one needs
     neither copy: its slices are contiguous.
     """

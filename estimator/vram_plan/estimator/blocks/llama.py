@@ -5,6 +5,7 @@ from itertools import groupby
 
 from vram_plan.estimator.blocks.heads import causal_lm_loss, token_embedding
 from vram_plan.estimator.forward import Forward
+from vram_plan.estimator.ops import fused
 from vram_plan.estimator.ops.cross_entropy import INDEX_BYTES
 from vram_plan.estimator.ops.elementwise import relayout
 from vram_plan.estimator.ops.rotary import rotate
@@ -24,7 +25,10 @@ def self_attention(
     entered = x
     q, k = query(f, x), key(f, x)
     v = value(f, x)
-    q, k = turn(f.t, q, cos, sin), turn(f.t, k, cos, sin)
+    if f.fuses("rope"):
+        q, k = fused.rotate(f.t, q), fused.rotate(f.t, k)
+    else:
+        q, k = turn(f.t, q, cos, sin), turn(f.t, k, cos, sin)
     return attend(f, q, k, v, entered)
 
 
@@ -87,10 +91,17 @@ def gated_mlp(f: Forward, x: Tensor) -> Tensor:
     """``LlamaMLP.forward``: down(act(gate(x)) · up(x))."""
     spec, bias = f.spec, f.spec.mlp_bias
     shape = (spec.hidden_size, spec.intermediate_size)
-    inner = f.mul(
-        f.act(f.linear("mlp.gate_proj", x, shape, bias=bias, split="column")),
-        f.linear("mlp.up_proj", x, shape, bias=bias, split="column"),
-    )
+    if f.fuses("swiglu"):
+        inner = fused.swiglu(
+            f.t,
+            f.linear("mlp.gate_proj", x, shape, bias=bias, split="column"),
+            f.linear("mlp.up_proj", x, shape, bias=bias, split="column"),
+        )
+    else:
+        inner = f.mul(
+            f.act(f.linear("mlp.gate_proj", x, shape, bias=bias, split="column")),
+            f.linear("mlp.up_proj", x, shape, bias=bias, split="column"),
+        )
     out = f.linear("mlp.down_proj", inner, shape[::-1], bias=bias, split="row")
     return f.sublayer("mlp", out, x)
 

@@ -74,8 +74,11 @@ def self_attention(f: Forward, x: Tensor) -> Tensor:
     spec, split = f.spec, _split(f)
     heads = f.heads()
     sizes = tuple(n * heads.head_dim for n in (heads.heads, heads.kv_heads, heads.kv_heads))
-    scale, weights = _norm(f, "input_layernorm"), _linear(
-        f, "self_attn.linear_qkv", (sum(sizes), spec.hidden_size), bias=spec.attention_bias
+    scale, weights = (
+        _norm(f, "input_layernorm"),
+        _linear(
+            f, "self_attn.linear_qkv", (sum(sizes), spec.hidden_size), bias=spec.attention_bias
+        ),
     )
     made = megatron.norm_linear(f.t, x, scale, weights, split)
     q, k, v = megatron.split_projections(f.t, made, tuple(f.tokens * size for size in sizes))

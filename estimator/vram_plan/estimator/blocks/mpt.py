@@ -12,7 +12,8 @@ from vram_plan.estimator.blocks.gpt_parts import (
 from vram_plan.estimator.blocks.heads import causal_lm_loss
 from vram_plan.estimator.forward import Forward
 from vram_plan.estimator.ops.attention import batched_product, softmax
-from vram_plan.estimator.ops.elementwise import FP32_BYTES, activation, add, cast, copy, scale
+from vram_plan.estimator.ops.elementwise import FP32_BYTES, add, cast, copy, scale
+from vram_plan.estimator.ops.experts import clamp
 from vram_plan.estimator.ops.scores import Written, factor, low
 from vram_plan.estimator.ops.split import split
 from vram_plan.estimator.segment import Composition, Shared
@@ -39,7 +40,7 @@ def attention(f: Forward, x: Tensor) -> tuple[Tensor, Tensor]:
     hidden = spec.hidden_size
     fused = f.linear("attn.Wqkv", x, (hidden, 3 * hidden), split="column")
     if spec.clip_qkv:
-        fused = activation(t, fused, "clamp")
+        fused = clamp(t, fused)
     third = fused.numel // 3
     q, k, v = split(t, fused, (third, third, third))
     k, v = f.how.method.keys_values(f, k, v)

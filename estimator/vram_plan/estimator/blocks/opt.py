@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from vram_plan.estimator.blocks.gpt_parts import INDEX_BYTES, Inputs, Shareds, attend, lent, mask, model
+from vram_plan.estimator.blocks.gpt_parts import (
+    INDEX_BYTES,
+    Inputs,
+    Shareds,
+    attend,
+    lent,
+    mask,
+    model,
+)
 from vram_plan.estimator.blocks.heads import causal_lm_loss
 from vram_plan.estimator.forward import Forward
 from vram_plan.estimator.ops.elementwise import FP32_BYTES, scale
@@ -87,9 +95,10 @@ def head(f: Forward, x: Tensor, shared: Inputs) -> Tensor:
 def shared_tensors(f: Forward) -> Shareds:
     """Position ids with and without offset, the ones they are counted from, both lookups."""
     tokens, itemsize = f.tokens, f.how.weights_bytes
+    learns = f.how.training and f.how.method.trains("embed_positions.weight", "position", -1)
     lookup = Shared(numel=tokens * f.spec.hidden_size, itemsize=itemsize, saved=False)
     return {
-        "position_ids": Shared(numel=tokens, itemsize=INDEX_BYTES),
+        "position_ids": Shared(numel=tokens, itemsize=INDEX_BYTES, saved=learns),
         "positions": Shared(numel=tokens, itemsize=INDEX_BYTES, saved=False),
         "ones": Shared(numel=tokens, itemsize=FP32_BYTES, saved=False),
         "inputs_embeds": lookup,

@@ -57,7 +57,7 @@ def attention(f: Forward, x: Tensor, shared: Inputs) -> Tensor:
 
 
 def shared_tensors(f: Forward) -> Shareds:
-    """cos and sin, position ids, the mask of eager attention or of a window."""
+    """Tables of cos and sin, position ids, the mask of eager attention or of a window."""
     return {**rotary_tables(f), **position_ids(f), **held_embeddings(f), **window_mask(f)}
 
 

@@ -12,9 +12,10 @@ from vram_plan.estimator.forward import Forward
 from vram_plan.estimator.ops.attention import LOW_BYTES
 from vram_plan.estimator.ops.cross_entropy import INDEX_BYTES
 from vram_plan.estimator.ops.elementwise import cast, copy, relayout
+from vram_plan.estimator.ops.embedding import LeafVariable
 from vram_plan.estimator.ops.plain_attention import plain
 from vram_plan.estimator.ops.sdpa import sdpa
-from vram_plan.estimator.tape import Leaf, Storage, Tensor
+from vram_plan.estimator.tape import Leaf, Tensor
 
 BOOLEAN_BYTES = 1
 ENCODED, MASK = "encoder", "mask"
@@ -59,18 +60,8 @@ def _zeros(f: Forward, q: Tensor) -> Tensor:
     heads = f.spec.num_attention_heads // f.how.tensor
     zeros = f.t.new(heads * f.seq * f.source_seq, q.itemsize)
     if f.checkpointed and f.how.training and f.spec.model_type != "umt5":
-        zeros.node = _Held(zeros.storage) if f.t.forgets else Leaf()
+        zeros.node = LeafVariable(zeros.storage) if f.t.forgets else Leaf()
     return zeros
-
-
-class _Held(Leaf):
-    """A leaf variable with its memory (``AccumulateGrad`` refers to it)."""
-
-    __slots__ = ("storage",)
-
-    def __init__(self, storage: Storage | None) -> None:
-        super().__init__()
-        self.storage = storage
 
 
 def _kernel(

@@ -107,16 +107,18 @@ def paired(f: Forward, name: str, weight: Param, rank: int) -> Param:
     """The weight plus B · A: a stack [experts, outputs, inputs] or a router's [experts, inputs].
 
     ``peft/tuners/lora/layer.py`` ``ParamWrapper``: A [rank · experts, inputs] and B [outputs,
-    rank · experts] are cast to the weight's dtype; one ``baddbmm`` adds their product.
+    rank · experts] are cast to the weight's dtype; one ``baddbmm`` adds their product. A router's
+    are multiplied as they are and the product is cast.
     """
     t, (outputs, inputs) = f.t, weight.shape[-2:]
     stack = weight.shape[0] if len(weight.shape) == 3 else 1
     rank *= 2 if name.endswith("gate_up_proj") else 1
     a = f.added_param(f"{name}.lora_A.weight", (rank * stack, inputs))
     b = f.added_param(f"{name}.lora_B.weight", (outputs, rank * stack))
-    left, right = _factor(t, b, weight), _factor(t, a, weight)
+    itemsize = weight.itemsize if stack > 1 else a.itemsize
+    left, right = _factor(t, b, itemsize), _factor(t, a, itemsize)
     return Computed(weight, folded(t, weight, left, right), t)
 
 
-def _factor(t: Tape, pair: Param, weight: Param) -> Tensor:
-    return cast(t, weight_view(t, pair), weight.itemsize)
+def _factor(t: Tape, pair: Param, itemsize: int) -> Tensor:
+    return cast(t, weight_view(t, pair), itemsize)

@@ -59,7 +59,7 @@ class Prompt(Frozen):
             prompts = narrow(f.t, cast(f.t, prompts, x.itemsize), prompts.numel // 2)
         else:
             prompts = cast(f.t, repeat(f.t, prompts, f.batch), x.itemsize)
-        return prepend(f.t, prompts, f.tokens * f.spec.hidden_size)
+        return prepend(f.t, prompts, x, f.tokens * f.spec.hidden_size)
 
     def _table(self, f: Forward) -> Tensor:
         rows, width = self.tokens * (1 + f.spec.is_encoder_decoder), f.spec.hidden_size

@@ -125,10 +125,14 @@ def repeat(t: Tape, x: Tensor, times: int) -> Tensor:
     )
 
 
-def prepend(t: Tape, first: Tensor, numel: int) -> Tensor:
-    """``cat((first, x))`` of ``numel`` elements with an x that needs no gradient."""
-    size = first.numel
-    return t.record(t.new(numel, first.itemsize), (first.node,), lambda grad: (grad.view(size),))
+def prepend(t: Tape, first: Tensor, x: Tensor, numel: int) -> Tensor:
+    """``cat((first, x))``, ``numel`` elements together."""
+    size, x_needs = first.numel, x.requires_grad
+
+    def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
+        return grad.view(size), grad.view(numel - size) if x_needs else None
+
+    return t.record(t.new(numel, first.itemsize), (first.node, x.node), backward)
 
 
 def past_key_values(t: Tape, past: Tensor, numel: int) -> tuple[Tensor, Tensor]:

@@ -113,7 +113,7 @@ def shift(t: Tape, x: Tensor) -> Tensor:
     return t.record(t.new(x.numel, x.itemsize), (x.node,), lambda grad: (grad,))
 
 
-def _from_input(t: Tape, x: Tensor, *, temporaries: int = 0) -> Tensor:
+def from_input(t: Tape, x: Tensor, *, temporaries: int = 0) -> Tensor:
     """A function whose backward needs its input and ``temporaries`` more tensors of its size."""
     kept = x.storage
 
@@ -185,9 +185,13 @@ def activation(t: Tape, x: Tensor, name: str, *, autocast: bool = False) -> Tens
     """
     if name in _COMPOSED:
         return _COMPOSED[name](t, x, autocast)
+    if name.startswith("gelu_") and name != "gelu_pytorch_tanh":
+        from vram_plan.estimator.ops.gelus import written_gelu  # it composes what stands here
+
+        return written_gelu(t, x, name, autocast=autocast)
     if name in {"relu", "tanh", "sigmoid"}:
         return _from_output(t, x)
-    return _from_input(t, x)
+    return from_input(t, x)
 
 
 def power(t: Tape, x: Tensor) -> Tensor:
@@ -195,7 +199,7 @@ def power(t: Tape, x: Tensor) -> Tensor:
 
     ``torch/csrc/autograd/FunctionsManual.cpp``, ``pow_backward``.
     """
-    return _from_input(t, x, temporaries=2)
+    return from_input(t, x, temporaries=2)
 
 
 def _wide_power(t: Tape, x: Tensor, autocast: bool) -> Tensor:

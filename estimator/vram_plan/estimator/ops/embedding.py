@@ -1,6 +1,6 @@
 """Lookups in a table of weights."""
 
-from vram_plan.estimator.tape import Param, Tape, Tensor
+from vram_plan.estimator.tape import Leaf, Param, Storage, Tape, Tensor
 
 
 def embedding(t: Tape, indices: Tensor, table: Param, width: int, *, joins: bool = False) -> Tensor:
@@ -21,6 +21,16 @@ def embedding(t: Tape, indices: Tensor, table: Param, width: int, *, joins: bool
         return (t.new(table.numel, table.itemsize, "gradients"),)
 
     return t.record(out, (_Joined(table, t) if joins else table,), backward)
+
+
+class LeafVariable(Leaf):
+    """A tensor that was made to require a gradient: autograd's graph (``AccumulateGrad``) holds it."""
+
+    __slots__ = ("storage",)
+
+    def __init__(self, storage: Storage | None) -> None:
+        super().__init__()
+        self.storage = storage
 
 
 class _Joined(Param):

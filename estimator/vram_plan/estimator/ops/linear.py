@@ -1,6 +1,6 @@
 """Matrix products of a weight: ``torch.nn.Linear`` and GPT-2's ``Conv1D``."""
 
-from vram_plan.estimator.tape import Param, Tape, Tensor
+from vram_plan.estimator.tape import Node, Param, Tape, Tensor
 
 
 def linear(t: Tape, x: Tensor, weight: Param, bias: Param | None, outputs: int) -> Tensor:
@@ -13,24 +13,32 @@ def linear(t: Tape, x: Tensor, weight: Param, bias: Param | None, outputs: int) 
     inputs = weight.numel // outputs
     tokens = x.numel // inputs
     trains, x_needs = weight.trainable, x.requires_grad
-    offset = bias if bias is not None and bias.trainable else None
+    biased, offset = bias is not None, _edge(bias)
     copy = weight.copy.storage if isinstance(weight, AutocastWeight) and x_needs else None
     kept = (x.storage if trains else None, copy)
     x_numel, x_itemsize = x.numel, x.itemsize
+    w_numel, w_itemsize = weight.numel, weight.itemsize
 
     def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
         _ = kept
-        dw = t.new(weight.numel, weight.itemsize, "gradients") if trains and not bias else None
+        dw = t.new(w_numel, w_itemsize, "gradients") if trains and not biased else None
         dx = t.new(x_numel, x_itemsize).view() if x_needs else None
-        if trains and bias:
-            dw = t.new(weight.numel, weight.itemsize, "gradients")
+        if trains and biased:
+            dw = t.new(w_numel, w_itemsize, "gradients")
         db = t.new(outputs, grad.itemsize, "gradients") if offset else None
         return dx, dw, db
 
-    edges = (x.node, weight if trains else None, offset)
+    edges = (x.node, _edge(weight), offset)
     # Selective checkpointing recomputes the cheap low-rank products of adapters.
     make = t.new if weight.added else t.compute
     return t.record(make(tokens * outputs, x.itemsize), edges, backward, packs=True)
+
+
+def _edge(weight: Param | None) -> Node | Param | None:
+    """Where a weight's gradient goes; the cast behind a copy does not hold the copy."""
+    if weight is None or not weight.trainable:
+        return None
+    return weight.copy.node if isinstance(weight, AutocastWeight) else weight
 
 
 def cached_cast(t: Tape, weight: Param, itemsize: int, cache: dict[str, Tensor]) -> Param:

@@ -38,8 +38,11 @@ class Stack:
 
 
 def index_add(t: Tape, out: Tensor, index: Tensor, source: Tensor) -> Tensor:
-    """``out.index_add_(0, index, source)``: keeps the index; the source's gradient is gathered."""
-    kept, numel, itemsize = index.storage, source.numel, source.itemsize
+    """``out.index_add_(0, index, source)``: keeps both; the source's gradient is gathered.
+
+    ``index_add`` in derivatives.yaml: ``grad.index_select(dim, index).expand_as(source)``.
+    """
+    kept, numel, itemsize = (index.storage, source.storage), source.numel, source.itemsize
     passes = out.node is not None
 
     def backward(grad: Tensor) -> tuple[Tensor | None, ...]:

@@ -42,7 +42,7 @@ class Written:
 
 
 def written(t: Tape, q: Tensor, k: Tensor, v: Tensor, s: Heads, how: Written) -> Tensor:
-    """Scores, mask, softmax, dropout, product with the values, and the result laid out by tokens."""
+    """Scores, mask, softmax, dropout, product with the values, merged heads."""
     itemsize = (q if how.wide_softmax else v).itemsize
     k, v = repeated(t, k, s), repeated(t, v, s)
     if how.wide_products:

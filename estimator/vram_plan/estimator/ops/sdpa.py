@@ -2,8 +2,7 @@
 
 Sources (torch 2.13.0): ``aten/src/ATen/native/transformers/attention.cpp`` and
 ``cuda/{sdp_utils.cpp, attention.cu, attention_backward.cu}``. The order is that of compute
-capability 8; later GPUs may prefer cuDNN, which keeps the same to a few bytes. Left out: workspace
-inside the memory-efficient kernel's backward.
+capability 8; later GPUs may prefer cuDNN, which keeps the same to a few bytes.
 """
 
 from __future__ import annotations
@@ -93,10 +92,27 @@ def efficient(
         grads = tuple(t.new(size, itemsize) for size in sizes)
         for made in grads[:3]:
             made.by_token = True
-        t.new(s.batch * s.heads * s.seq, FP32_BYTES)
+        delta = t.new(s.batch * s.heads * s.seq, FP32_BYTES)
+        t.new(_workspace(s, itemsize), 1)
+        del delta
         return grads if learned else (*grads, None)
 
     return t.record(out, edges, backward)
+
+
+def _workspace(s: Heads, itemsize: int) -> int:
+    """Bytes that the kernel's backward takes for itself.
+
+    dq is summed in fp32 tiles with 16 bytes of bookkeeping each (``mem_eff_attention/
+    kernel_backward.h``: ``kEnableSplitKeys`` from sm70 on); the fp32 kernels have
+    out · dout summed over the head dimension outside, which makes a product of out's size.
+    """
+    tile = 64 if s.head_dim <= 64 else 128
+    tiles = -(-s.seq // tile) * -(-s.head_dim // tile)
+    sums = s.batch * s.heads * tiles * (4 * tile * tile + 16)
+    rows = s.batch * s.heads * s.seq
+    product = FP32_BYTES * rows * (s.value_dim + 1) if itemsize == FP32_BYTES else 0
+    return max(sums, product)
 
 
 def _expanded(t: Tape, mask: Tensor | None, s: Heads) -> Tensor | None:

@@ -76,7 +76,7 @@ class Timeline:
         unit = self._unit(link)
         before = link if link.count > 1 else previous
         gathered = (self._whole(self.root), self._whole(unit))
-        backward = gathered
+        backward: tuple[Entry, ...] = gathered
         # With adapters the handle before this block's is that of its own last adapter.
         if before is not None and not self.stays and not self.leaves:
             backward = (*gathered, self._whole(self._unit(before), "ahead: the block before"))
@@ -125,7 +125,7 @@ class Timeline:
             component="temporaries",
             name=f"gathered flat weight of {what or unit.name}",
             bytes=self._gathered_bytes(unit),
-            formula=f"{unit.total(lambda p: p.numel):,} elements of {unit.name} in the compute dtype",
+            formula=f"{unit.total(lambda p: p.numel):,} elements in the compute dtype",
             source=RUNTIME,
         )
 

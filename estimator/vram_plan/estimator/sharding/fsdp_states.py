@@ -67,7 +67,7 @@ def _gradients(rank: Rank, learning: list[Weight], ranks: int) -> Entry:
         component="gradients",
         name="shards of the gradients",
         bytes=tensors_bytes(learning, rank.passes.inventory.scale),
-        formula=f"one in the dtype of every trainable shard ({rank.trainable:,} parameters / {ranks})",
+        formula=f"one for every trainable shard: {rank.trainable:,} parameters / {ranks}",
         source=REDUCE,
         alive=frozenset() if rank.config.grad_accum > 1 else STEP_INSTANTS,
         state=True,

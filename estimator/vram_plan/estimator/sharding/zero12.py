@@ -214,7 +214,7 @@ def bucket_entries(shares: Shares) -> list[Entry]:
             bytes=buffers * elements * wide,
             formula=f"{buffers} × {elements:,} elements · {wide} bytes",
             source=f"{SOURCE} setup_buckets",
-            alive=frozenset({*BACKWARD, REDUCTION}),
+            alive=frozenset({*_filled(shares), REDUCTION}),
         )
     ]
     chosen = fullest(shares, list(_candidates(shares)))
@@ -230,6 +230,12 @@ def bucket_entries(shares: Shares) -> list[Entry]:
             alive=frozenset({REDUCTION}),
         ),
     ]
+
+
+def _filled(shares: Shares) -> tuple[str, ...]:
+    """When the bucket is there: stage 1 makes it in the first micro-batch, frees it in the last."""
+    waits = shares.config.zero == 1 and shares.config.grad_accum > 1
+    return PASSES if waits else BACKWARD
 
 
 def _candidates(shares: Shares) -> Iterator[Candidate]:

@@ -40,6 +40,7 @@ from vram_plan.estimator.step import (
     LOSS_BACKWARD,
     OPTIMIZER_STEP,
     PASSES,
+    moments,
 )
 
 SOURCE = f"{DS}/zero/stage3.py"
@@ -58,7 +59,7 @@ def entries(shares: Shares) -> list[Entry]:
     else:
         found += _state_entries(shares, groups)
         found += _gradient_entries(shares, groups)
-    return [*found, *_gathered_entries(shares), *_bucket_entries(shares)]
+    return [*found, *_gathered_entries(shares, max(groups, default=0)), *_bucket_entries(shares)]
 
 
 def share(numel: int, ranks: int) -> int:
@@ -221,13 +222,15 @@ def _gradient_entries(shares: Shares, groups: list[int]) -> list[Entry]:
     ]
 
 
-def _gathered_entries(shares: Shares) -> list[Entry]:
+def _gathered_entries(shares: Shares, largest: int) -> list[Entry]:
     """Small weights, whole from one update to the next, and those gathered for their modules."""
     if shares.ranks == 1 and shares.config.offload != "optimizer+params":
         return []
     resident = _resident(shares)
     kept = sum(_gathered_bytes(shares, shares.pieces[number]) for number in resident)
     peaks = gathered_peaks(shares)
+    copies = shares.grad_width * largest if len(shares.trained) > 1 else 0
+    copies += FP32 * largest if shares.grad_width != FP32 else 0
     found = [
         Entry(
             component="buffers",
@@ -237,7 +240,15 @@ def _gathered_entries(shares: Shares) -> list[Entry]:
             f"{shares.config.zero_sizes.stage3_param_persistence_threshold:,} elements",
             source=f"{DS}/zero/parameter_offload.py mark_persistent_parameters",
             alive=frozenset({*PASSES, REDUCTION}),
-        )
+        ),
+        Entry(
+            component="buffers",
+            name="small weights gathered again after the update, beyond its copies",
+            bytes=max(0, kept - copies),
+            formula=f"{kept:,} − {copies:,} bytes",
+            source=f"{SOURCE} _post_step",
+            alive=frozenset({OPTIMIZER_STEP}),
+        ),
     ]
     for instant, nbytes in _by_instant(shares, peaks).items():
         found.append(
@@ -297,20 +308,37 @@ def _simulate(
 
 
 def _by_instant(shares: Shares, peaks: Peaks) -> dict[str, int]:
-    """The largest of the peaks that every instant stands for."""
+    """How much more is alive in every instant than without gathering.
+
+    The fullest segment may be another one than without: the largest sum of activations and
+    gathered weights counts, less the activations that the instant shows already.
+    """
     layers = [i for i, link in enumerate(shares.links) if link.segment.kind == "layer"]
-    last = (layers[-1], shares.links[layers[-1]].count - 1) if layers else (-1, -1)
-    found: dict[str, int] = {}
+    shown = moments(shares.links)
+    best: dict[str, int] = {}
     for (direction, link, layer), nbytes in peaks.items():
         kind = shares.links[link].segment.kind
         if direction == "forward":
             instant = LOSS if kind == "head" else FORWARD
         elif kind == "layer":
-            instant = BACKWARD_LAST if (link, layer) == last else BACKWARD_FIRST
+            last = layer or link == layers[-1]
+            instant = BACKWARD_LAST if last else BACKWARD_FIRST
         else:
             instant = LOSS_BACKWARD if kind == "head" else EMBEDDING_BACKWARD
-        found[instant] = max(found.get(instant, 0), nbytes)
-    return found
+        alive = _activations(shares, direction, link, layer)
+        best[instant] = max(best.get(instant, 0), nbytes + alive)
+    without = {
+        instant: sum(moment.earlier.values()) + sum(moment.inside.values())
+        for instant, moment in shown.items()
+    }
+    return {instant: max(0, best[instant] - without.get(instant, 0)) for instant in best}
+
+
+def _activations(shares: Shares, direction: str, link: int, layer: int) -> int:
+    """Bytes of activations at the fullest moment of one segment's pass."""
+    cost = shares.links[link].cost
+    inside = cost.forward if direction == "forward" else cost.backward
+    return shares.kept[link] + layer * sum(cost.saved.values()) + sum(inside.values())
 
 
 def _bucket_entries(shares: Shares) -> list[Entry]:

@@ -110,6 +110,15 @@ class Shares:
         )
 
     @cached_property
+    def kept(self) -> tuple[int, ...]:
+        """Bytes of activations that the segments before each one keep."""
+        total, found = 0, []
+        for link in self.links:
+            found.append(total)
+            total += link.count * sum(link.cost.saved.values())
+        return tuple(found)
+
+    @cached_property
     def largest(self) -> int:
         """Elements of the largest weight that learns."""
         return max((piece.numel for piece in self.trained), default=0)
