@@ -153,7 +153,7 @@ def test_launch_and_rental_prices() -> None:
     assert rental is not None
     assert (rental.usd, rental.date) == (3.99, "2026-09-20")
     assert sum(gpu.rental_usd_per_hour is not None for gpu in gpus.values()) >= 30
-    assert sum(gpu.purchase_usd is not None for gpu in gpus.values()) >= 30
+    assert sum(gpu.purchase_usd is not None for gpu in gpus.values()) >= 20
 
 
 @pytest.mark.parametrize("name", ["a100-40gb", "a100-80gb", "h100-80gb", "v100-16gb", "v100-32gb"])

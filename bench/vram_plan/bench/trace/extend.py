@@ -172,8 +172,8 @@ def _keys(trace: Trace, phase: str, dropped: int | None) -> list[tuple[Any, int]
     """
     found: list[tuple[Any, int]] = []
     for index, event in enumerate(trace.events):
-        if event.phase != phase:
-            continue
+        if event.phase != phase or event.delta < 0:
+            continue  # a peak never comes with a free, and the order of frees is not fixed
         stack, running, _ = _layer_of(event.where)
         home, layer, rest = _layer_of(event.block.module)
         if dropped in (running, layer if running is None else running) and dropped is not None:

@@ -17,7 +17,7 @@ from vram_plan.estimator.ledger import Entry
 from vram_plan.estimator.sharding.base import packed_entries
 from vram_plan.estimator.sharding.zero_bucket import flattened, reductions
 from vram_plan.estimator.sharding.zero_moment import Candidate, fullest, moment_entries
-from vram_plan.estimator.sharding.zero_offload import flat_offload_entries, gradient_copy_bytes
+from vram_plan.estimator.sharding.zero_offload import flat_offload_entries
 from vram_plan.estimator.sharding.zero_parts import DS, FP32, FP64, REDUCTION, Shares
 from vram_plan.estimator.step import (
     BACKWARD_FIRST,
@@ -36,8 +36,9 @@ STEP = (CLIPPING, OPTIMIZER_STEP)
 def entries(shares: Shares) -> list[Entry]:
     """Every weight, gradient, state and buffer of stage 1 or 2."""
     found = weight_entries(shares)
-    if shares.config.offload in {"optimizer", "optimizer+params"}:
+    if offloaded(shares):
         found += flat_offload_entries(shares)
+        found += [] if hooked(shares) else [_whole_gradients(shares, shares.trainable)]
     else:
         copies = shares.width * (shares.span + shares.partition)
         found += state_entries(shares, shares.partition, freed=copies)
@@ -49,6 +50,11 @@ def entries(shares: Shares) -> list[Entry]:
 def hooked(shares: Shares) -> bool:
     """Gradients leave for the bucket while the backward pass runs."""
     return shares.config.zero == 2 or shares.config.zero_sizes.overlap_comm
+
+
+def offloaded(shares: Shares) -> bool:
+    """The optimizer is on the host."""
+    return shares.config.offload in {"optimizer", "optimizer+params"}
 
 
 def weight_entries(shares: Shares) -> list[Entry]:
@@ -130,7 +136,7 @@ def _gradient_entries(shares: Shares) -> list[Entry]:
             bytes=wide * shares.partition,
             formula=f"{wide} · {shares.trainable:,} parameters / {shares.ranks} ranks",
             source=SOURCE,
-            alive=held if hooked(shares) else held and held | {REDUCTION},
+            alive=_state_instants(shares, held),
             state=True,
         ),
         Entry(
@@ -142,29 +148,38 @@ def _gradient_entries(shares: Shares) -> list[Entry]:
             alive=held,
         ),
     ]
-    if not hooked(shares):
-        found.append(_other_partitions(shares))
+    if shares.config.zero == 1 and (not hooked(shares) or shares.config.grad_accum > 1):
+        found.append(_whole_gradients(shares, shares.trainable - shares.partition))
     elif shares.config.grad_accum > 1 and wide == width:
         found.append(_second_partition(shares))
     return found
 
 
+def _state_instants(shares: Shares, held: frozenset[str]) -> frozenset[str]:
+    """The same for its own gradients: where stage 1 keeps all, they are among them."""
+    if shares.config.zero == 2 or not (shares.config.grad_accum > 1 or not hooked(shares)):
+        return held
+    passes = PASSES if shares.config.grad_accum > 1 else ()
+    return held | {*passes, REDUCTION}
+
+
 def _held_instants(shares: Shares) -> frozenset[str]:
     """When the partition's gradients are alive beside all others; empty: always."""
-    if shares.config.grad_accum > 1 and hooked(shares):
+    if shares.config.grad_accum > 1 and shares.config.zero == 2:
         return frozenset()
+    if shares.config.grad_accum > 1:
+        return frozenset(STEP)
     return frozenset({*STEP, *(_reached(shares) if hooked(shares) else ())})
 
 
-def _other_partitions(shares: Shares) -> Entry:
+def _whole_gradients(shares: Shares, elements: int) -> Entry:
     """Stage 1: gradients of all weights stay where autograd left them until they are reduced."""
     accumulates = shares.config.grad_accum > 1
-    rest = shares.trainable - shares.partition
     return Entry(
         component="gradients",
-        name="gradients of the other partitions until they are reduced",
-        bytes=shares.width * rest,
-        formula=f"{shares.width} · ({shares.trainable:,} − {shares.partition:,}) parameters",
+        name="gradients that are not reduced yet",
+        bytes=shares.width * elements,
+        formula=f"{shares.width} · {elements:,} parameters",
         source=SOURCE,
         alive=frozenset({*PASSES, REDUCTION} if accumulates else {REDUCTION}),
         state=True,
@@ -239,7 +254,7 @@ def _filled(shares: Shares) -> tuple[str, ...]:
 
 
 def _candidates(shares: Shares) -> Iterator[Candidate]:
-    if hooked(shares) or shares.config.offload != "none":
+    if hooked(shares):
         yield from _during_backward(shares)
     else:
         yield from _after_backward(shares)
@@ -249,19 +264,21 @@ def _during_backward(shares: Shares) -> Iterator[Candidate]:
     """Stage 2: a rank's partition is allocated by the first reduction that reaches it."""
     arrival, width = shares.trained[::-1], shares.width
     bucket = shares.config.zero_sizes.reduce_bucket_size
-    offloaded = shares.config.offload != "none"
     offsets, count, size = shares.offsets, len(arrival), max(1, shares.partition)
-    held = 0
+    moves = shares.config.zero == 1 and shares.config.grad_accum > 1
+    held = left = 0
     for r in reductions([piece.numel for piece in arrival], bucket):
         begin, end = offsets[count - r.end], offsets[count - r.first]
         copied = width * flattened(begin, end, size, bucket)
         at = arrival[r.end] if r.end < count else None
-        if offloaded:
-            yield Candidate(at=at, copied=max(copied, gradient_copy_bytes(shares)), held=0)
+        left += width * r.elements if moves and not r.oversized else 0
+        if offloaded(shares):
+            wide = FP64 * min(size, max(p.numel for p in arrival[r.first : r.end]))
+            yield Candidate(at=at, copied=max(0, max(copied, wide) - left), held=0)
             continue
-        yield Candidate(at=at, copied=copied, held=held)
+        yield Candidate(at=at, copied=max(0, copied - left), held=max(0, held - left))
         held = max(held, _allocated(shares, begin // size, (end - 1) // size))
-        yield Candidate(at=at, copied=0, held=held)
+        yield Candidate(at=at, copied=0, held=max(0, held - left))
 
 
 def _allocated(shares: Shares, first: int, last: int) -> int:
@@ -282,13 +299,16 @@ def _after_backward(shares: Shares) -> Iterator[Candidate]:
     width = shares.width
     bucket = shares.config.zero_sizes.reduce_bucket_size
     pieces, offsets = shares.trained, shares.offsets
-    own = width * shares.span
+    own = 0 if offloaded(shares) else width * shares.span
     left = freed = 0
     for number, r in enumerate(reductions([p.numel for p in pieces], bucket)):
         left += 0 if r.oversized else width * r.elements
         if r.oversized and offsets[r.first] < shares.partition:
             freed += width * r.elements
         copied = width * flattened(offsets[r.first], offsets[r.end], shares.partition, bucket)
+        if offloaded(shares):
+            largest = max(piece.numel for piece in pieces[r.first : r.end])
+            copied = max(copied, FP64 * min(largest, shares.partition))
         yield Candidate(at=None, copied=max(0, copied - left), held=0)
         if not number:
             yield Candidate(at=None, copied=max(0, own - left), held=0)

@@ -137,18 +137,22 @@ def _packed_entries(shares: Shares) -> list[Entry]:
 
 
 def _state_entries(shares: Shares, groups: list[int]) -> list[Entry]:
-    """fp32 master weights and optimizer states; in fp32 the weights are their own masters."""
+    """fp32 master weights and optimizer states, in fp32 training too.
+
+    The weights are not their own masters: ``_create_fp32_partitions`` compares their device with
+    a string, which is never equal.
+    """
     states = shares.states(shares.partition)
     largest = max(groups, default=0)
     step = shares.states(largest).step
     ranks = shares.ranks
     padding = sum(groups) - shares.partition
-    each = FP32 * shares.mixed + 2 * FP32 + shares.width + shares.grad_width
+    each = 3 * FP32 + shares.width + shares.grad_width
     return [
         Entry(
             component="master_weights",
             name="fp32 master weights of the partition",
-            bytes=FP32 * shares.partition if shares.mixed else 0,
+            bytes=FP32 * shares.partition,
             formula=f"4 · {shares.trainable:,} parameters / {ranks} ranks",
             source=SOURCE,
             state=True,
@@ -164,7 +168,7 @@ def _state_entries(shares: Shares, groups: list[int]) -> list[Entry]:
         Entry(
             component="temporaries",
             name="temporaries of the optimizer beyond the gradient copy it no longer needs",
-            bytes=max(0, step - (shares.grad_width * largest if shares.mixed else 0)),
+            bytes=max(0, step - (shares.grad_width * largest if shares.grad_width < FP32 else 0)),
             formula=states.step_formula,
             source=states.source,
             alive=frozenset({OPTIMIZER_STEP}),
@@ -229,8 +233,7 @@ def _gathered_entries(shares: Shares, largest: int) -> list[Entry]:
     resident = _resident(shares)
     kept = sum(_gathered_bytes(shares, shares.pieces[number]) for number in resident)
     peaks = gathered_peaks(shares)
-    copies = shares.grad_width * largest if len(shares.trained) > 1 else 0
-    copies += FP32 * largest if shares.grad_width != FP32 else 0
+    copies = 0 if shares.config.offload != "none" else _update_copies(shares, largest)
     found = [
         Entry(
             component="buffers",
@@ -263,6 +266,12 @@ def _gathered_entries(shares: Shares, largest: int) -> list[Entry]:
             )
         )
     return found
+
+
+def _update_copies(shares: Shares, largest: int) -> int:
+    """Bytes of the copies of a sub-group's gradients."""
+    flat = shares.grad_width * largest if len(shares.trained) > 1 else 0
+    return flat + (FP32 * largest if shares.grad_width != FP32 else 0)
 
 
 def _resident(shares: Shares) -> frozenset[int]:

@@ -8,7 +8,7 @@ Left out: the process itself, and pageable copies that exist only while a buffer
 from __future__ import annotations
 
 from vram_plan.estimator.ledger import Entry, Place
-from vram_plan.estimator.sharding.zero_parts import DS, FP32, FP64, Shares
+from vram_plan.estimator.sharding.zero_parts import DS, FP32, Shares
 
 CPU_ADAM = "DeepSpeed 0.19.8 deepspeed/ops/adam/cpu_adam.py"
 STAGE12 = f"{DS}/zero/stage_1_and_2.py"
@@ -63,11 +63,6 @@ def flat_offload_entries(shares: Shares) -> list[Entry]:
         away(shares, "buffers", "staging buffer (pinned)", pinned(shares, staging), STAGE12),
         away(shares, "buffers", "gradients of earlier micro-batches (pinned)", kept, STAGE12),
     ]
-
-
-def gradient_copy_bytes(shares: Shares) -> int:
-    """Stages 1 and 2: the fp64 copy of a gradient for its norm, before it goes to the host."""
-    return FP64 * shares.largest_slice
 
 
 def _in_partition(shares: Shares) -> list[int]:

@@ -19,12 +19,6 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("llama", {"attention": "sdpa", "loss": "chunked"}),
     ("llama", {"attention": "eager", "method": "lora", "quantization": "nf4"}),
     ("llama", {"attention": "eager", "method": "dora", "quantization": "int8"}),
-    ("gpt2", {"attention": "sdpa"}),
-    ("gpt2", {"attention": "eager", "method": "lora"}),
-    ("bert", {"attention": "sdpa", "optimizer": "sgd-momentum"}),
-    ("bert", {"attention": "eager", "method": "lora"}),
-    ("t5", {"attention": "sdpa", "method": "prefix"}),
-    ("t5", {"attention": "eager", "checkpointing": "full"}),
 ]
 
 
@@ -33,7 +27,7 @@ def test_fake_trace_equals_real_step(
     shapes: dict[str, dict[str, Any]], family: str, options: dict[str, Any]
 ) -> None:
     config = TraceConfig(
-        config=shapes[family], batch=2, seq=192, dtype="fp32", rules="cpu", **options
+        config=shapes[family], batch=2, seq=128, dtype="fp32", rules="cpu", **options
     )
     fake = trace_step(config)
     real = trace_step(replace(config, device="cpu"))
