@@ -97,7 +97,6 @@ SDPA, EAGER, FLASH = {"attention": "sdpa"}, {"attention": "eager"}, {"attention"
 FULL = {"checkpointing": "full"}
 AUTOCAST = {"dtype": "fp32", "autocast": "bf16"}
 TRACED: dict[str, tuple[str, dict[str, Any]]] = {
-    "gpt2-eager": ("gpt2", BF16 | EAGER),
     "gpt2-flash-lora": ("gpt2", BF16 | FLASH | {"method": "lora"}),
     "gpt_neo": ("gpt_neo", BF16 | EAGER),
     "gptj": ("gptj", BF16 | EAGER),
@@ -105,17 +104,15 @@ TRACED: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt_neox-checkpointed": ("gpt_neox", BF16 | SDPA | FULL),
     "gpt_neox-serial-flash": ("gpt_neox-serial", BF16 | FLASH),
     "opt-fp32": ("opt", FP32 | SDPA),
-    "opt-350m": ("opt-350m", BF16 | EAGER),
     "bloom": ("bloom", BF16 | EAGER),
     "mpt-clip": ("mpt-clip", BF16 | EAGER),
     "gpt_bigcode": ("gpt_bigcode", BF16 | SDPA),
     "falcon-7b-eager": ("falcon-7b", BF16 | EAGER),
     "falcon-40b-masked": ("falcon-40b", BF16 | SDPA),
     "falcon-rw": ("falcon-rw", FP32 | EAGER),
-    "phi-lora": ("phi", BF16 | SDPA | {"method": "lora"}),
+    "phi-autocast": ("phi", AUTOCAST | SDPA),
     "stablelm-12b": ("stablelm-12b", BF16 | FLASH),
     "starcoder2-checkpointed": ("starcoder2", BF16 | SDPA | FULL),
-    "starcoder2-window": ("starcoder2-window", BF16 | SDPA),
 }
 
 

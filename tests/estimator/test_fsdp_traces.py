@@ -5,7 +5,6 @@ functions report to the log here.
 """
 
 import functools
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any

@@ -33,6 +33,8 @@ class Treatment:
         method: the training method.
         compute_bytes: bytes per element of activations outside autocast (4 for fp32 weights).
         adapter_bytes: bytes per element of weights that the method adds.
+        adapter_held_bytes: the same as the method's code sees them, where the engine casts inside
+            each of them (FSDP1 wraps every adapter weight by itself); 0 where it sees no other.
         weights_bytes: bytes per element of the base weights as held.
         norm_bytes: the same for norms, biases, embeddings and head, which stay unquantized
             (fp32 after k-bit preparation).
@@ -57,6 +59,7 @@ class Treatment:
     method: Method = field(default_factory=Method)
     compute_bytes: int = 2
     adapter_bytes: int = 4
+    adapter_held_bytes: int = 0
     weights_bytes: int = 2
     norm_bytes: int = 2
     autocast: bool = False

@@ -49,6 +49,7 @@ def treat(config: TrainConfig) -> Treatment:
         method=make_method(config),
         compute_bytes=compute,
         adapter_bytes=compute if config.fsdp else BYTES[config.adapter_dtype],
+        adapter_held_bytes=BYTES[config.adapter_dtype] if config.engine == "fsdp1" else 0,
         weights_bytes=compute,
         norm_bytes=4 if config.kbit_preparation else compute,
         autocast=config.autocast,

@@ -118,8 +118,12 @@ def simulate(run: Run) -> Cost:
     cast, saved = _leave_autocast(f)
     kept = borrowed.kept() | first.kept()
     waiting = _await_gradients(run, first, borrowed)
-    made = _recompute(f, run, entered[0], borrowed) if recomputes else first
-    if made.node is not None:
+    made = first
+    if recomputes and first.node is not None:
+        made = _recompute(f, run, entered[0], borrowed)
+        made.receive(waiting)
+        f.t.play()
+    elif first.node is not None:
         made.receive(waiting)
         f.t.backward(made.node, made.left.numel, made.left.itemsize)
     elif recomputes:
@@ -203,13 +207,20 @@ def _leave_autocast(f: Forward) -> tuple[int, Bytes]:
 
 
 def _recompute(f: Forward, run: Run, entered: Tensor, borrowed: Borrowed) -> _Made:
-    """The second forward of a checkpointed segment, while the gradient of its output waits."""
-    grad = f.t.new(entered.numel, entered.itemsize, "temporaries")
-    branch = f.t.new(f.t.waiting, 1, "temporaries")
+    """The second forward of a checkpointed segment.
+
+    It starts when backward first asks for a saved tensor: the operators behind the last one that
+    saves have gone back by then.
+    """
+    with f.t.rehearsal():
+        made = _forward(f, run, entered, borrowed)
+    f.cache.clear()
+    assert made.node is not None
+    flying = f.t.play_tail(made.node, made.left.numel, made.left.itemsize)
     with f.t.recompute():
         made = _forward(f, run, entered, borrowed)
     f.cache.clear()
-    del grad, branch
+    f.t.take_up(flying)
     return made
 
 

@@ -202,9 +202,10 @@ class Tape:
         "remembered",
         "replayed",
         "selective",
+        "rehearses",
         "stop",
+        "tail",
         "training",
-        "waiting",
     )
 
     def __init__(self, meter: Meter | None = None, *, training: bool = True) -> None:
@@ -218,7 +219,8 @@ class Tape:
         self.last_saved = 0
         self.stop = -1
         self.recomputed = False
-        self.waiting = 0
+        self.rehearses = False
+        self.tail = 0
         self.selective = False
         self.remembered: list[Storage | None] = []
         self.replayed: list[Storage | None] | None = None
@@ -264,13 +266,14 @@ class Tape:
                 if edge is not None:
                     if self.forgets:
                         out.node = Node(_nothing, (), self.component)
-                        self._note_saved(out, fn, packs=packs)
                         break
                     node = Node(fn, edges, self.component)
                     if self.pages_out:
                         self._page_out(node, fn)
                     self.nodes.append(node)
                     out.node = node
+                    if self.rehearses:
+                        self._note_saved(out, fn, packs=packs)
                     break
         return out
 
@@ -287,23 +290,14 @@ class Tape:
         self.paged_bytes += sum(node.paged)
 
     def _note_saved(self, out: Tensor, fn: Backward, *, packs: bool) -> None:
-        """Remember how many tensors were made when a saved one was last packed.
+        """Remember how many tensors were made, and nodes, when a saved one was last packed.
 
         Inputs are packed before the operator runs, so ``out`` counts only if it is saved itself.
         """
         saved = list(_storages_in(cell.cell_contents for cell in fn.__closure__ or ()))
         if saved or packs:
             self.last_saved = self.made - (out.storage not in saved)
-            self.waiting = 0
-
-    def waits(self, nbytes: int) -> None:
-        """Say what a gradient has become once what was just recorded has run back.
-
-        Recomputation starts when a saved tensor is first asked for. Where the last operators of a
-        segment save none, they run back before it, and their result waits meanwhile instead of
-        the gradient of the segment's output.
-        """
-        self.waiting = nbytes
+            self.tail = len(self.nodes)
 
     def needs(self, *edges: "Node | Param | None") -> bool:
         """Whether an operator with these edges will be recorded."""
@@ -317,9 +311,13 @@ class Tape:
 
     def backward(self, out: Node, numel: int, itemsize: int) -> None:
         """Play the tape backwards from node ``out``, whose gradient has ``numel`` elements."""
-        nodes, outer = self.nodes, self.component
         out.grad = self.new(numel, itemsize, "temporaries")
-        while nodes:
+        self.play()
+
+    def play(self, down_to: int = 0) -> None:
+        """Run the nodes that have a gradient, the last one first, while more than some are left."""
+        nodes, outer = self.nodes, self.component
+        while len(nodes) > down_to:
             node = nodes.pop()
             if node.grad is not None and node.fn is not None:
                 # What a backward function makes is in flight, except logits, kept by their name.
@@ -345,16 +343,44 @@ class Tape:
 
     @contextmanager
     def checkpointed(self) -> Iterator[None]:
-        """Run without keeping what is saved, as the first forward of a checkpointed segment does.
-
-        Afterwards `recompute` knows where the second forward stops.
-        """
-        self.forgets, self.made, self.last_saved = True, 0, 0
+        """Run without keeping what is saved, as the first forward of a checkpointed segment does."""
+        self.forgets = True
         try:
             yield
         finally:
             self.nodes.clear()
             self.forgets = False
+
+    @contextmanager
+    def rehearsal(self) -> Iterator[None]:
+        """Run without bytes, to learn which operators come after the last one that saves."""
+        self.rehearses, self.made, self.stop = True, 0, 0
+        self.last_saved = self.tail = 0
+        try:
+            yield
+        finally:
+            self.rehearses, self.stop = False, -1
+
+    def play_tail(self, out: Node, numel: int, itemsize: int) -> list[tuple[int, Tensor]]:
+        """Go back from ``out`` until a saved tensor is asked for: recomputation starts there.
+
+        Returns:
+            The gradients in flight, each with the number of the node that waits for it.
+        """
+        out.grad = self.new(numel, itemsize, "temporaries")
+        self.play(self.tail)
+        flying = [(i, node.grad) for i, node in enumerate(self.nodes) if node.grad is not None]
+        for node in self.nodes:
+            node.grad = None
+        self.nodes.clear()
+        return flying
+
+    def take_up(self, flying: list[tuple[int, Tensor]]) -> None:
+        """Hand the gradients in flight to the recomputed nodes."""
+        del self.nodes[self.tail :]
+        while flying:
+            i, grad = flying.pop()
+            self.nodes[i].grad = grad
 
     @contextmanager
     def recompute(self) -> Iterator[None]:

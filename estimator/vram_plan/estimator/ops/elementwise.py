@@ -70,7 +70,6 @@ def scale(t: Tape, x: Tensor) -> Tensor:
         t.new(x.numel, x.itemsize),
         (x.node,),
         lambda grad: (t.new(grad.numel, grad.itemsize),),
-        packs=True,
     )
 
 
