@@ -16,9 +16,6 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("llama", {"attention": "sdpa", "checkpointing": "full"}),
     ("llama", {"attention": "eager", "method": "lora", "checkpointing": "full"}),
     ("llama", {"autocast": "bf16", "grad_accum": 2}),
-    ("llama", {"attention": "sdpa", "loss": "chunked"}),
-    ("llama", {"attention": "eager", "method": "lora", "quantization": "nf4"}),
-    ("llama", {"attention": "eager", "method": "dora", "quantization": "int8"}),
 ]
 
 
@@ -27,7 +24,7 @@ def test_fake_trace_equals_real_step(
     shapes: dict[str, dict[str, Any]], family: str, options: dict[str, Any]
 ) -> None:
     config = TraceConfig(
-        config=shapes[family], batch=2, seq=128, dtype="fp32", rules="cpu", **options
+        config=shapes[family], batch=2, seq=192, dtype="fp32", rules="cpu", **options
     )
     fake = trace_step(config)
     real = trace_step(replace(config, device="cpu"))

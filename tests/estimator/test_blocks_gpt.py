@@ -16,6 +16,7 @@ from vram_plan.estimator.methods.lora import Lora
 from vram_plan.estimator.step import EMBEDDING_BACKWARD, FORWARD, LOSS, moments
 from vram_plan.profiles.hf_config import from_hf_config
 from vram_plan.profiles.model import ModelSpec
+from vram_plan.profiles.models import catalogue
 
 WORDS = {"vocab_size": 512, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 SMALL = WORDS | {
@@ -140,6 +141,17 @@ def test_parameters_equal_transformers(family: str) -> None:
     spec = small_spec(family)
     links = build_chain(spec, compose(spec), Treatment(), Shape(batch=1, seq=64))
     assert take_inventory(links).numel() == sum(p.numel() for p in model.parameters())
+
+
+def test_parameters_equal_published() -> None:
+    """The catalogue's models of these families have as many weights as were published."""
+    kinds = {fields["model_type"] for fields in FAMILIES.values()}
+    entries = [entry for entry in catalogue() if entry.spec().model_type in kinds]
+    assert len(entries) >= 50
+    for entry in entries:
+        spec = entry.spec()
+        links = build_chain(spec, compose(spec), Treatment(), Shape(batch=1, seq=64))
+        assert take_inventory(links).numel() == entry.parameters, entry.name
 
 
 @pytest.mark.parametrize("case", TRACED)

@@ -10,6 +10,9 @@ from vram_plan.profiles.model import ModelSpec
 from vram_plan.profiles.nodes import NodeSpec
 
 
+DEFAULT_VIRTUAL_TOKENS = 20
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ZeroSizes:
     """DeepSpeed's buffer sizes, in elements (not bytes), as its JSON names them.
@@ -67,7 +70,7 @@ class TrainConfig:
     adapter_dtype: str = "fp32"
     adapter_size: int = 64
     freeze_layers: int = 0
-    virtual_tokens: int = 20
+    virtual_tokens: int = DEFAULT_VIRTUAL_TOKENS
     prompt_encoder: str = "mlp"
     prompt_encoder_size: int = 128
     gpus: int = 1

@@ -33,8 +33,6 @@ class Treatment:
         method: the training method.
         compute_bytes: bytes per element of activations outside autocast (4 for fp32 weights).
         adapter_bytes: bytes per element of weights that the method adds.
-        adapter_held_bytes: the same as the method's code sees them, where the engine casts inside
-            each of them (FSDP1 wraps every adapter weight by itself); 0 where it sees no other.
         weights_bytes: bytes per element of the base weights as held.
         norm_bytes: the same for norms, biases, embeddings and head, which stay unquantized
             (fp32 after k-bit preparation).
@@ -59,7 +57,6 @@ class Treatment:
     method: Method = field(default_factory=Method)
     compute_bytes: int = 2
     adapter_bytes: int = 4
-    adapter_held_bytes: int = 0
     weights_bytes: int = 2
     norm_bytes: int = 2
     autocast: bool = False
@@ -316,6 +313,10 @@ class Forward:
             return sdpa.integrated(self.t, q, k, v, heads)
         if kernel == "block-sparse":
             return attention.block_sparse(self.t, (q, k, v), heads, self.how.attention_density)
+        if not self.how.autocast:
+            # The kernel takes 16 bits only; transformers casts (modeling_flash_attention_utils.py
+            # fa_peft_integration_check), as happens with fp32 norms over quantized weights.
+            q, k, v = (elementwise.cast(self.t, x, LOW_BYTES) for x in (q, k, v))
         return attention.flash(self.t, q, k, v, heads)
 
     def heads(self, **shape: int | float | bool) -> Heads:

@@ -48,8 +48,7 @@ def treat(config: TrainConfig) -> Treatment:
     return Treatment(
         method=make_method(config),
         compute_bytes=compute,
-        adapter_bytes=compute if config.fsdp else BYTES[config.adapter_dtype],
-        adapter_held_bytes=BYTES[config.adapter_dtype] if config.engine == "fsdp1" else 0,
+        adapter_bytes=compute if config.engine == "fsdp2" else BYTES[config.adapter_dtype],
         weights_bytes=compute,
         norm_bytes=4 if config.kbit_preparation else compute,
         autocast=config.autocast,
@@ -69,16 +68,22 @@ def treat(config: TrainConfig) -> Treatment:
 
 
 def run_passes(config: TrainConfig, *, keeps_gradients: bool) -> Passes:
-    """Simulate one micro-batch."""
+    """Simulate one micro-batch; prompts make what the first stack reads longer."""
+    how = treat(config)
+    target, source = config.seq_len, config.source_len
+    if source:
+        source += how.method.virtual_tokens
+    else:
+        target += how.method.virtual_tokens
     shape = Shape(
         batch=config.micro_batch,
-        seq=-(-config.seq_len // config.cp),
-        source_seq=-(-config.source_len // config.cp),
+        seq=-(-target // config.cp),
+        source_seq=-(-source // config.cp),
         checkpoint=_checkpoint(config),
         keeps_gradients=keeps_gradients,
     )
     megatron = config.engine == "megatron" and config.method in WHOLE_MODEL
-    return _run_passes(config.model, treat(config), shape, megatron)
+    return _run_passes(config.model, how, shape, megatron)
 
 
 def _checkpoint(config: TrainConfig) -> str:
@@ -88,9 +93,7 @@ def _checkpoint(config: TrainConfig) -> str:
 
 
 @lru_cache(maxsize=1024)
-def _run_passes(
-    model: ModelSpec, how: Treatment, shape: Shape, megatron: bool = False
-) -> Passes:
+def _run_passes(model: ModelSpec, how: Treatment, shape: Shape, megatron: bool = False) -> Passes:
     composition = _compose(model, megatron)
     links = build_chain(model, composition, how, shape)
     f = Forward(model, how, batch=shape.batch, seq=shape.seq)

@@ -130,11 +130,13 @@ def _shapes(config: TrainConfig, given: Given) -> Iterator[str]:
             f"2 · cp = {2 * config.cp}"
         )
     rows = model.position_embedding_rows if model.position_embedding_type == "learned" else 0
-    if rows and config.seq_len > model.max_position_embeddings:
+    prompts = config.virtual_tokens if config.method in {"prompt", "p-tuning"} else 0
+    most = model.max_position_embeddings - prompts
+    if rows and config.seq_len > most:
+        beside = f" with {prompts} virtual tokens" if prompts else ""
         yield (
-            f"--seq-len {config.seq_len}: {model.name} has positions for "
-            f"{model.max_position_embeddings} tokens; choose --seq-len "
-            f"{model.max_position_embeddings} or less"
+            f"--seq-len {config.seq_len}{beside}: {model.name} has positions for "
+            f"{model.max_position_embeddings} tokens; choose --seq-len {max(most, 1)} or less"
         )
 
 

@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 from vram_plan.estimator.choices import BITSANDBYTES, LORA_FAMILY, WHOLE_MODEL
-from vram_plan.estimator.config import TrainConfig, ZeroSizes
+from vram_plan.estimator.config import DEFAULT_VIRTUAL_TOKENS, TrainConfig, ZeroSizes
 from vram_plan.estimator.methods.registry import check_method
 from vram_plan.estimator.refusals import refuse
 from vram_plan.profiles.model import ModelSpec
@@ -15,6 +15,14 @@ from vram_plan.profiles.model import ModelSpec
 Options = Mapping[str, Any]
 """Options by command-line name with underscores; None or missing means "not given"."""
 
+_METHOD_DEFAULTS: dict[str, dict[str, int]] = {
+    # PEFT 0.21.2 AdaLoraConfig.init_r
+    "adalora": {"lora_rank": 12},
+    # MAM, arXiv:2110.04366, and UniPELT, arXiv:2110.07577, as the adapters library sets them
+    "mam": {"virtual_tokens": 30, "prompt_encoder_size": 800},
+    "unipelt": {"virtual_tokens": 10, "prompt_encoder_size": 512},
+}
+"""Sizes that a method's own library takes."""
 LEARNING_BLOCKS = 2
 """Blocks that learn under ``--method freeze`` unless said otherwise (LLaMA-Factory's default)."""
 _KNOWN = frozenset(field.name for field in fields(TrainConfig)) | {"ds_config"}
@@ -104,6 +112,8 @@ def _resolve_method(model: ModelSpec, values: dict[str, Any], notes: list[str]) 
         values.setdefault("kbit_preparation", True)
     if method in LORA_FAMILY:
         values.setdefault("lora_targets", "all-linear")
+    for name, value in _METHOD_DEFAULTS.get(method, {}).items():
+        values.setdefault(name, value)
     if method == "freeze" and "freeze_layers" not in values:
         values["freeze_layers"] = max(0, model.num_blocks - LEARNING_BLOCKS)
         notes.append(f"--freeze-layers {values['freeze_layers']}: the last {LEARNING_BLOCKS} learn")
@@ -136,17 +146,20 @@ def _weights_dtype(values: dict[str, Any], precision: str, notes: list[str]) -> 
 
 
 def _resolve_data(model: ModelSpec, values: dict[str, Any], notes: list[str]) -> None:
-    values.setdefault("seq_len", _default_length(model, notes))
+    if "seq_len" not in values:
+        prompts = values.get("virtual_tokens", DEFAULT_VIRTUAL_TOKENS)
+        taken = prompts if values["method"] in {"prompt", "p-tuning"} else 0
+        values["seq_len"] = _default_length(model, notes, taken)
     if model.is_encoder_decoder:
         values.setdefault("source_len", values["seq_len"])
 
 
-def _default_length(model: ModelSpec, notes: list[str]) -> int:
+def _default_length(model: ModelSpec, notes: list[str], taken: int) -> int:
     limit = model.position_embedding_rows if model.position_embedding_type == "learned" else 0
     limit = min(limit, model.max_position_embeddings) if limit else 0
-    if limit and limit < 2048:
-        notes.append(f"seq-len {limit}: the model's position table ends there")
-        return limit
+    if limit and limit < 2048 + taken:
+        notes.append(f"--seq-len {limit - taken}: the model's position table ends there")
+        return max(1, limit - taken)
     return 2048
 
 

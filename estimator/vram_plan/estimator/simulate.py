@@ -237,7 +237,9 @@ def _take_gradients(f: Forward) -> int:
 def _entered(f: Forward, run: Run) -> Tensor:
     """The segment's input; token ids are counted once for the whole step, not here."""
     if run.entered is None:
-        return Tensor(f.tokens, INDEX_BYTES, None)
+        prompted = run.segment.stack == "encoder" or not run.source_seq
+        prompts = f.batch * run.how.method.virtual_tokens if prompted else 0
+        return Tensor(f.tokens - prompts, INDEX_BYTES, None)
     x = f.t.new(run.entered.numel, run.entered.itemsize)
     if run.entered.requires_grad:
         x.node = Leaf()

@@ -75,7 +75,7 @@ class Lora(Frozen):
         if kind in BITSANDBYTES:
             return self.beside_packed(f, name, x, shape, result, kind)
         itemsize = result.itemsize
-        x = cast(f.t, x, f.how.adapter_held_bytes or f.how.adapter_bytes)
+        x = cast(f.t, x, f.how.adapter_bytes)
         result = add(f.t, result, self.update(f, name, x, shape))
         return cast(f.t, result, itemsize)
 
@@ -100,6 +100,5 @@ class Lora(Frozen):
     def update(self, f: Forward, name: str, x: Tensor, shape: tuple[int, int]) -> Tensor:
         """``B(A(x)) · scaling``."""
         inputs, outputs = shape
-        x = cast(f.t, x, f.how.adapter_bytes) if f.how.adapter_held_bytes else x
         down = f.added_linear(f"{name}.lora_A", x, (inputs, self.rank))
         return scale(f.t, f.added_linear(f"{name}.lora_B", down, (self.rank, outputs)))
