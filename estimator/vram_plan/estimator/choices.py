@@ -53,6 +53,10 @@ OPTIMIZERS = (
 )
 CHECKPOINTINGS = ("none", "selective", "full", "offload")
 ATTENTIONS = ("flash", "sdpa", "eager", "block-sparse")
+EAGER_ONLY = frozenset({"bloom", "codegen", "mpt"})
+"""Architectures whose classes in transformers 5.23.0 have no other attention kernel."""
+WITHOUT_SDPA = frozenset({"gptj", "gpt_neo"})
+"""Those that have flash attention but not PyTorch's."""
 LOSSES = ("hf", "fused-ce", "chunked", "liger")
 KV_DTYPES = ("bf16", "fp16", "fp32", "fp8", "int8")
 PROMPT_ENCODERS = ("mlp", "lstm")

@@ -88,7 +88,7 @@ def _working_set(passes: Passes, instant: str, what: str) -> Entry:
     return Entry(
         component="temporaries",
         name=f"working set for {what}",
-        bytes=max(layers) + passes.shared + passes.inputs,
+        bytes=max(layers) + passes.shared + passes.passing + passes.inputs,
         formula="the fullest moment of one block's forward pass",
         source=GENERATION_SOURCE,
         alive=frozenset({instant}),

@@ -14,6 +14,7 @@ from vram_plan.estimator.inventory import Inventory, take_inventory
 from vram_plan.estimator.ledger import Entry
 from vram_plan.estimator.methods.registry import make_method
 from vram_plan.estimator.segment import Composition
+from vram_plan.estimator.simulate import RECOMPUTED
 from vram_plan.estimator.step import gradient_bytes, pass_entries
 from vram_plan.estimator.tape import ROUNDING_BYTES
 from vram_plan.profiles.model import ModelSpec
@@ -28,7 +29,8 @@ class Passes:
         inventory: the weights.
         entries: ledger entries of the passes.
         gradients: weight gradients the backward pass leaves.
-        shared: bytes of tensors that every layer reads (cos, sin, masks).
+        shared: bytes of tensors that every layer reads (cos, sin, masks) until the backward pass.
+        passing: bytes of those that nothing saves: they end with the layers' forward pass.
         inputs: bytes of token ids and labels.
         host: bytes of activations waiting in host memory at the end of the forward pass.
     """
@@ -38,6 +40,7 @@ class Passes:
     entries: tuple[Entry, ...]
     gradients: int
     shared: int
+    passing: int
     inputs: int
     host: int
 
@@ -99,12 +102,16 @@ def _run_passes(model: ModelSpec, how: Treatment, shape: Shape, megatron: bool =
     f = Forward(model, how, batch=shape.batch, seq=shape.seq)
     f.source_seq = shape.source_seq
     shared = composition.shared(f).values()
+    recomputes = shape.checkpoint in RECOMPUTED  # a checkpoint keeps what its layer was given
+    kept = [s for s in shared if s.saved or recomputes]
+    passing = [s for s in shared if not (s.saved or recomputes)]
     return Passes(
         links=links,
         inventory=replace(take_inventory(links), scale=_scale(model)),
         entries=tuple(pass_entries(links)),
         gradients=gradient_bytes(links),
-        shared=sum(_rounded(s.numel * s.itemsize) for s in shared),
+        shared=sum(_rounded(s.numel * s.itemsize) for s in kept),
+        passing=sum(_rounded(s.numel * s.itemsize) for s in passing),
         inputs=_rounded(8 * shape.batch * (shape.seq + shape.source_seq)),
         host=sum(link.cost.host * link.count for link in links),
     )

@@ -196,6 +196,7 @@ def _precisions(config: TrainConfig, given: Given) -> Iterator[str]:
         yield f"--precision fp32 with --weights-dtype {weights}: choose --weights-dtype fp32"
     if {weights, precision} == {"bf16", "fp16"}:
         yield f"--weights-dtype {weights} with --precision {precision}: choose one 16-bit type"
+    yield from _kernels(config)
     if config.attention == "flash" and precision == "fp32":
         yield "--attention flash computes in 16 bits; with --precision fp32 choose sdpa or eager"
     if config.gpu is not None and precision == "bf16" and not config.gpu.supports_bf16:
@@ -203,6 +204,17 @@ def _precisions(config: TrainConfig, given: Given) -> Iterator[str]:
             f"--precision bf16 on {config.gpu.name}: {config.gpu.architecture} has no bf16; "
             "choose --precision fp16"
         )
+
+
+def _kernels(config: TrainConfig) -> Iterator[str]:
+    """Attention kernels that the model's class in transformers does not have."""
+    family, kernel = config.model.model_type, config.attention
+    if config.engine == "megatron":
+        return
+    if family in choices.EAGER_ONLY and kernel != "eager":
+        yield f"--attention {kernel}: transformers' {family} has eager attention only; choose eager"
+    if family in choices.WITHOUT_SDPA and kernel == "sdpa":
+        yield f"--attention sdpa: transformers' {family} lacks it; choose flash or eager"
 
 
 def _offloads(config: TrainConfig, given: Given) -> Iterator[str]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+from vram_plan.estimator import choices
 from vram_plan.estimator.choices import BITSANDBYTES, LORA_FAMILY, WHOLE_MODEL
 from vram_plan.estimator.config import DEFAULT_VIRTUAL_TOKENS, TrainConfig, ZeroSizes
 from vram_plan.estimator.methods.registry import check_method
@@ -46,7 +47,7 @@ def resolve(model: ModelSpec, options: Options) -> TrainConfig:
     _resolve_engine(values, notes)
     _resolve_zero_sizes(values)
     _resolve_method(model, values, notes)
-    _resolve_precision(values, notes)
+    _resolve_precision(model, values, notes)
     _resolve_data(model, values, notes)
     _resolve_hardware(values, notes)
     config = TrainConfig(model=model, assumptions=tuple(notes), **values)
@@ -119,16 +120,20 @@ def _resolve_method(model: ModelSpec, values: dict[str, Any], notes: list[str]) 
         notes.append(f"--freeze-layers {values['freeze_layers']}: the last {LEARNING_BLOCKS} learn")
 
 
-def _resolve_precision(values: dict[str, Any], notes: list[str]) -> None:
+def _resolve_precision(model: ModelSpec, values: dict[str, Any], notes: list[str]) -> None:
     if values.get("task") == "inference" and values.get("weights_dtype") in {"fp32", "fp16"}:
         values.setdefault("precision", values["weights_dtype"])
     precision = values.setdefault("precision", "bf16")
     if "weights_dtype" not in values:
         values["weights_dtype"] = _weights_dtype(values, precision, notes)
     values.setdefault("kv_dtype", "fp16" if precision == "fp16" else "bf16")
+    if model.model_type in choices.EAGER_ONLY and values["engine"] != "megatron":
+        if "attention" not in values:
+            notes.append(f"attention eager: transformers' {model.model_type} has no other")
+        values.setdefault("attention", "eager")
     if precision == "fp32" and "attention" not in values:
-        values["attention"] = "sdpa"
-        notes.append("attention sdpa: flash attention computes in 16 bits only")
+        values["attention"] = "eager" if model.model_type in choices.WITHOUT_SDPA else "sdpa"
+        notes.append(f"attention {values['attention']}: flash attention computes in 16 bits only")
 
 
 def _weights_dtype(values: dict[str, Any], precision: str, notes: list[str]) -> str:

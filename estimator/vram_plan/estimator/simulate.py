@@ -10,6 +10,7 @@ from functools import lru_cache
 from vram_plan.estimator.carried import Borrowed, Carried, waiting_gradient
 from vram_plan.estimator.forward import Forward, Treatment
 from vram_plan.estimator.ops.cross_entropy import INDEX_BYTES
+from vram_plan.estimator.ops.embedding import LeafVariable
 from vram_plan.estimator.segment import Composition, Segment
 from vram_plan.estimator.tape import ROUNDING_BYTES, Leaf, Node, Param, Storage, Tensor
 from vram_plan.profiles.model import ModelSpec
@@ -251,6 +252,8 @@ def _forward(f: Forward, run: Run, entered: Tensor, borrowed: Borrowed) -> _Made
         name: Tensor(s.numel, s.itemsize, None) for name, s in run.composition.shared(f).items()
     }
     left = run.segment.run(f, entered, shared | borrowed.read())
+    if run.input_gradients and isinstance(left.node, LeafVariable):
+        left.node.storage = None  # the first layer's checkpoint is the same tensor
     extra = tuple((name, _boundary(x), x.node) for name, x in f.produced.items())
     stored = tuple((name, weakref.ref(x.storage)) for name, x in f.produced.items() if x.storage)
     f.produced.clear()

@@ -15,6 +15,7 @@ from vram_plan.estimator.ops.elementwise import (
     scale,
     tanh,
 )
+from vram_plan.estimator.ops.embedding import LeafVariable
 from vram_plan.estimator.ops.fused_losses import (
     Chunk,
     checkpointed,
@@ -39,7 +40,13 @@ def token_embedding(f: Forward, ids: Tensor, shared: Mapping[str, Tensor]) -> Te
 def scaled_embedding(f: Forward, ids: Tensor, shared: Mapping[str, Tensor]) -> Tensor:
     """``embed_tokens`` times a number that is a buffer of the model (Gemma)."""
     x = f.embedding("embed_tokens", ids, f.spec.vocab_size, f.spec.hidden_size)
-    return f.how.method.embed(f, scale(f.t, x))
+    asked = isinstance(x.node, LeafVariable)
+    if asked:
+        x.node = None  # the module's output is the product: that one is asked for its gradient
+    x = scale(f.t, x)
+    if asked:
+        x.node = LeafVariable(x.storage)
+    return f.how.method.embed(f, x)
 
 
 def multiplied_embedding(f: Forward, ids: Tensor, shared: Mapping[str, Tensor]) -> Tensor:

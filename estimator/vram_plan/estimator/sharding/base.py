@@ -9,7 +9,7 @@ from vram_plan.estimator.ledger import Entry
 from vram_plan.estimator.optimizers import States
 from vram_plan.estimator.quantization import SOURCES, packed_bytes
 from vram_plan.estimator.rank import Passes
-from vram_plan.estimator.step import CLIPPING, OPTIMIZER_STEP, PASSES
+from vram_plan.estimator.step import CLIPPING, FORWARD, OPTIMIZER_STEP, PASSES
 from vram_plan.estimator.tape import ROUNDING_BYTES
 
 ACCUMULATE_SOURCE = "torch 2.13.0 torch/csrc/autograd/functions/accumulate_grad.h"
@@ -159,6 +159,14 @@ def input_entries(rank: Rank) -> list[Entry]:
             formula="as the composition lists them",
             source="transformers 5.23.0 modeling code",
             alive=PASS_INSTANTS,
+        ),
+        Entry(
+            component="activations",
+            name="tensors shared by all layers that nothing saves",
+            bytes=passes.passing,
+            formula="as the composition lists them",
+            source="transformers 5.23.0 modeling code",
+            alive=frozenset({FORWARD}),
         ),
         Entry(
             component="activations",

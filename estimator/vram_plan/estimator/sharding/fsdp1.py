@@ -20,6 +20,7 @@ from vram_plan.estimator.sharding.fsdp_states import flat_states, shard_ranks
 from vram_plan.estimator.sharding.gathering import Beside, dress, neighbours, pause
 from vram_plan.estimator.sharding.units import (
     Unit,
+    gathered_bytes,
     held_bytes,
     root_unit,
     rounded,
@@ -108,9 +109,8 @@ class Timeline:
         return _wrapped(unit_of(link, self.scale))
 
     def _gathered_bytes(self, unit: Unit) -> int:
-        itemsize = max((p.itemsize for p in unit.params), default=0)
-        numel = unit.total(lambda p: p.numel)
-        return rounded(-(-numel // self.ranks) * self.ranks * itemsize)
+        nbytes = unit.total(lambda p: gathered_bytes(self.config, p, 1))
+        return rounded(-(-nbytes // self.ranks) * self.ranks)
 
     def _shards_bytes(self, unit: Unit) -> int:
         """Its gradient's shard, adapters included."""

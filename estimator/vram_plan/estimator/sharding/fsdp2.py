@@ -18,6 +18,7 @@ from vram_plan.estimator.sharding.fsdp_states import shard_ranks, sharded_states
 from vram_plan.estimator.sharding.gathering import Beside, dress, neighbours, pause
 from vram_plan.estimator.sharding.units import (
     Unit,
+    gathered_bytes,
     held_bytes,
     padded,
     root_unit,
@@ -139,7 +140,7 @@ class Timeline:
 
     def _gathered_bytes(self, unit: Unit) -> int:
         def size(p: Param) -> float:
-            return rounded(padded(p, self.ranks) * p.itemsize)
+            return rounded(gathered_bytes(self.config, p, self.ranks))
 
         return unit.total(size)
 
@@ -163,7 +164,7 @@ class Timeline:
         )
 
     def _all_gather(self, unit: Unit, whose: str) -> Entry:
-        nbytes = unit.total(lambda p: padded(p, self.ranks) * p.itemsize)
+        nbytes = unit.total(lambda p: gathered_bytes(self.config, p, self.ranks))
         return Entry(
             component="buffers",
             name=f"all-gather output {whose}",

@@ -15,7 +15,7 @@ from vram_plan.estimator.sharding.base import (
     optimizer_entries,
     packed_entries,
 )
-from vram_plan.estimator.sharding.units import held_bytes, shard, tensors_bytes
+from vram_plan.estimator.sharding.units import FOUR_BIT, held_bytes, shard, tensors_bytes
 
 PARAM = "torch 2.13.0 torch/distributed/fsdp/_fully_shard/_fsdp_param.py _init_sharded_param"
 FLAT = "torch 2.13.0 torch/distributed/fsdp/_flat_param.py FlatParamHandle.shard"
@@ -59,7 +59,33 @@ def _entries(rank: Rank, shards: list[Weight], ranks: int, source: str, held: st
     ]
     if config.offload == "optimizer+params":
         found = [_on_host(entry, config) for entry in found]
-    return [*found, *packed_entries(rank)]
+    return [*found, *_packed(rank, ranks)]
+
+
+def _packed(rank: Rank, ranks: int) -> list[Entry]:
+    """Quantized weights: 4-bit codes are sharded, their scales and all of GPTQ's are not.
+
+    Scales hang on the weight as its ``quant_state``; GPTQ's tensors are buffers (FSDP shards
+    parameters alone).
+    """
+    config, inventory = rank.config, rank.passes.inventory
+    if config.quantization == "int8" and any(inventory.packed()):
+        raise ValueError(
+            f"--quantization int8 with --engine {config.engine}: FSDP cannot shard integer "
+            "weights; choose nf4 or --engine ddp"
+        )
+    found = packed_entries(rank)
+    if config.quantization not in FOUR_BIT:
+        return found
+    codes = round(sum(w.numel * w.count for w in inventory.packed()) / 2 * inventory.scale)
+    return [
+        replace(
+            entry,
+            bytes=entry.bytes - codes + -(-codes // ranks),
+            formula=f"{entry.formula}; codes / {ranks}",
+        )
+        for entry in found
+    ]
 
 
 def _gradients(rank: Rank, learning: list[Weight], ranks: int) -> Entry:

@@ -11,6 +11,7 @@ from vram_plan.estimator.config import TrainConfig
 from vram_plan.estimator.inventory import Weight
 from vram_plan.estimator.tape import ROUNDING_BYTES, Param
 
+FOUR_BIT = ("nf4", "fp4")
 Size = Callable[[Param], float]
 
 
@@ -80,6 +81,17 @@ def cut(link: Link, counts: tuple[int, ...]) -> Iterator[Link]:
 def held_bytes(config: TrainConfig, weight: Param | Weight) -> int:
     """Bytes per element of a weight as its shard is held, before any cast for compute."""
     return BYTES[config.adapter_dtype] if weight.added else config.weights_bytes
+
+
+def gathered_bytes(config: TrainConfig, weight: Param, ranks: int) -> float:
+    """Bytes of a weight gathered for compute, rows padded to a multiple of ``ranks``.
+
+    4-bit codes travel as they are (``bnb_4bit_quant_storage`` makes them 16-bit words); GPTQ's are
+    buffers, which are not sharded.
+    """
+    if weight.packed:
+        return weight.numel / 2 if config.quantization in FOUR_BIT else 0.0
+    return padded(weight, ranks) * weight.itemsize
 
 
 def rows_of(weight: Param | Weight) -> int:
