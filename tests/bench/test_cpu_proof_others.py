@@ -15,7 +15,6 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("gpt2", {"attention": "sdpa"}),
     ("gpt2", {"attention": "eager", "method": "lora"}),
     ("bert", {"attention": "sdpa", "optimizer": "sgd-momentum"}),
-    ("bert", {"attention": "eager", "method": "lora"}),
     ("t5", {"attention": "sdpa", "method": "prefix"}),
     ("t5", {"attention": "eager", "checkpointing": "full"}),
 ]

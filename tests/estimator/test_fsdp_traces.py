@@ -27,7 +27,7 @@ LLAMA: dict[str, Any] = {
     "model_type": "llama",
     "hidden_size": 384,
     "intermediate_size": 1000,
-    "num_hidden_layers": 4,
+    "num_hidden_layers": 3,
     "num_attention_heads": 6,
     "num_key_value_heads": 2,
     "vocab_size": 3001,
@@ -53,7 +53,7 @@ def wrap_fsdp2(model: Any, mesh: Any, *, reshard: bool = True) -> Any:
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.bfloat16)
     for block in _blocks(model):
         fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
-    keywords = {} if reshard else {"reshard_after_forward": False}
+    keywords: dict[str, Any] = {} if reshard else {"reshard_after_forward": False}
     fully_shard(model, mesh=mesh, mp_policy=policy, **keywords)
     return model
 
@@ -121,10 +121,6 @@ class _Device:
     def current_device(self) -> Any:
         """The device."""
         return torch.device("cpu")
-
-    def is_available(self) -> bool:
-        """It is there."""
-        return True
 
 
 @contextmanager
@@ -258,7 +254,7 @@ def _compare(
         assert planned == pytest.approx(traced[phase], rel=tolerance), (phase, traced)
 
 
-@pytest.mark.parametrize("ranks", [2, 4, 8])
+@pytest.mark.parametrize("ranks", [2, 8])
 def test_fsdp2_equals_the_library(ranks: int) -> None:
     _compare(ranks, wrap_fsdp2, fsdp="full-shard")
 

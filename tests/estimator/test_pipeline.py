@@ -4,14 +4,20 @@ from dataclasses import replace
 
 import pytest
 
+from vram_plan.estimator.chain import Link
+from vram_plan.estimator.config import TrainConfig
 from vram_plan.estimator.planner import plan
-from vram_plan.estimator.resolve import resolve
 from vram_plan.estimator.rank import run_passes
+from vram_plan.estimator.resolve import resolve
 from vram_plan.estimator.sharding.pipeline import in_flight, split, stages
 from vram_plan.profiles.models import resolve_model
 
 
-def _config(**options: object):  # type: ignore[no-untyped-def]
+def _blocks(part: tuple[Link, ...]) -> int:
+    return sum(link.count for link in part if link.segment.kind == "layer")
+
+
+def _config(**options: object) -> TrainConfig:
     base = {"engine": "megatron", "gpus": 8, "grad_accum": 8}
     return resolve(resolve_model("llama-2-7b"), base | options)
 
@@ -42,11 +48,11 @@ def test_stages_hold_every_block_once() -> None:
     config = _config(pp=4)
     passes = run_passes(config, keeps_gradients=False)
     parts = split(passes.links, 4)
-    blocks = [sum(l.count for l in part if l.segment.kind == "layer") for part in parts]
+    blocks = [_blocks(part) for part in parts]
     assert blocks == [8, 8, 8, 8]
     assert [part[0].segment.kind for part in parts] == ["embedding", "layer", "layer", "layer"]
     assert parts[-1][-1].segment.kind == "head"
-    firsts = [next(l.first for l in part if l.segment.kind == "layer") for part in parts]
+    firsts = [next(link.first for link in part if link.segment.kind == "layer") for part in parts]
     assert firsts == [0, 8, 16, 24]
 
 
@@ -54,7 +60,7 @@ def test_uneven_blocks_go_to_the_first_stages() -> None:
     config = replace(_config(pp=1, gpus=5, gpus_per_node=5), pp=5)
     passes = run_passes(config, keeps_gradients=False)
     parts = split(passes.links, 5)
-    blocks = [sum(l.count for l in part if l.segment.kind == "layer") for part in parts]
+    blocks = [_blocks(part) for part in parts]
     assert blocks == [7, 7, 6, 6, 6]
 
 

@@ -9,7 +9,6 @@ from vram_plan.profiles.gpus import GpuSpec
 from vram_plan.profiles.model import ModelSpec
 from vram_plan.profiles.nodes import NodeSpec
 
-
 DEFAULT_VIRTUAL_TOKENS = 20
 
 
@@ -37,6 +36,8 @@ class ZeroSizes:
     param_buffer_size: int = 100_000_000
     max_in_cpu: int = 1_000_000_000
     """``offload_param``: buffers of the NVMe weight swapper; elements a rank keeps on the host."""
+    offload_param_device: str = ""
+    """``offload_param.device`` where it is not that of ``offload_optimizer``."""
     pin_memory: bool = True
 
 

@@ -84,7 +84,9 @@ def _working_set(passes: Passes, instant: str, what: str) -> Entry:
 
     The head is run on the last position only, so its share is one row of logits per sequence.
     """
-    layers = [sum(l.cost.forward.values()) for l in passes.links if l.segment.kind != "head"]
+    layers = [
+        sum(link.cost.forward.values()) for link in passes.links if link.segment.kind != "head"
+    ]
     return Entry(
         component="temporaries",
         name=f"working set for {what}",

@@ -15,7 +15,7 @@ FP32, BF16 = 4, 2
 """Bytes per element."""
 BNB_BLOCK = 256
 BNB_SMALLEST = 4096
-"""bitsandbytes 0.50.2 ``optim/optimizer.py``: block-wise 8-bit states, fp32 below 4,096 elements."""
+"""bitsandbytes 0.50.2 ``optim/optimizer.py``: 8-bit states in blocks, fp32 below 4,096 elements."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

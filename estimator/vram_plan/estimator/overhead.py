@@ -10,7 +10,7 @@ from vram_plan.estimator.config import TrainConfig
 MIB = 2**20
 
 CONTEXT_BYTES = 500 * MIB
-"""CUDA context with lazily loaded kernels: 300–500 MB from CUDA 11.7 on (pytorch#107667, #109888)."""
+"""CUDA context, kernels loaded lazily: 300–500 MB from CUDA 11.7 on (pytorch#107667, #109888)."""
 NCCL_PAIR_BYTES = 544 * MIB
 NCCL_GROUP_BYTES = 688 * MIB
 """One communicator of 2 and of more than 2 GPUs, measured on 4 × A100 (NVIDIA/nccl#964)."""

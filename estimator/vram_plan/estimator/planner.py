@@ -125,9 +125,7 @@ def _refuse_idle(config: TrainConfig) -> None:
 def count_parameters(config: TrainConfig) -> tuple[int, int]:
     """Parameters of the whole base model, and those that learn (adapters included)."""
     if config.tp * config.ep > 1 or config.engine == "megatron":
-        config = replace(
-            config, engine="torch", gpus=1, gpus_per_node=1, tp=1, pp=1, cp=1, ep=1
-        )
+        config = replace(config, engine="torch", gpus=1, gpus_per_node=1, tp=1, pp=1, cp=1, ep=1)
     inventory = run_passes(config, keeps_gradients=config.grad_accum == 1).inventory
     return inventory.numel(added=False), inventory.numel(trainable=True)
 

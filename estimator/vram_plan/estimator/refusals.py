@@ -86,7 +86,10 @@ def _degrees(config: TrainConfig, given: Given) -> Iterator[str]:
     for name in ("tp", "pp", "cp"):
         degree = getattr(config, name)
         if config.gpus % degree:
-            yield f"--{name} {degree} with --gpus {config.gpus}: {config.gpus} GPUs are not divisible by {degree}"
+            yield (
+                f"--{name} {degree} with --gpus {config.gpus}: "
+                f"{config.gpus} GPUs are not divisible by {degree}"
+            )
     product = config.tp * config.pp * config.cp
     if config.gpus % product:
         yield (
@@ -218,43 +221,57 @@ def _kernels(config: TrainConfig) -> Iterator[str]:
 
 
 def _offloads(config: TrainConfig, given: Given) -> Iterator[str]:
-    offload = config.offload
+    offload, device = config.offload, config.offload_device
     if offload == "none":
         if "offload_device" in given:
             yield "--offload-device needs --offload optimizer or optimizer+params"
         return
     if not config.training:
         yield f"--offload {offload} with --task inference: nothing to offload is planned"
-    if config.offload_device == "nvme" and offload == "activations":
+    if device == "nvme" and offload == "activations":
         yield "--offload activations goes to host memory; --offload-device nvme is for ZeRO-3"
-    if offload == "activations":
-        if config.checkpointing != "none":
-            yield (
-                "--offload activations with --checkpointing: choose --checkpointing offload to "
-                "send the checkpoints to the host, or drop one"
-            )
-        return
+    if offload == "activations" and config.checkpointing != "none":
+        yield (
+            "--offload activations with --checkpointing: choose --checkpointing offload to send "
+            "the checkpoints to the host, or drop one"
+        )
+    if offload != "activations":
+        yield from _state_offloads(config)
+
+
+def _state_offloads(config: TrainConfig) -> Iterator[str]:
+    """Engines that can hold optimizer states or weights on the host, and how much of them."""
+    offload, nvme = config.offload, config.offload_device == "nvme"
     if config.engine == "deepspeed":
         if config.zero == 0:
             yield f"--offload {offload} needs --zero 1, 2 or 3"
         if offload == "optimizer+params" and config.zero != 3:
             yield f"--offload optimizer+params needs --zero 3, not --zero {config.zero}"
-        if config.offload_device == "nvme" and config.zero != 3:
+        if nvme and config.zero != 3:
             yield f"--offload-device nvme (ZeRO-Infinity) needs --zero 3, not --zero {config.zero}"
     elif config.engine in {"fsdp1", "fsdp2"}:
-        if offload == "optimizer" or config.offload_device == "nvme":
-            yield "--fsdp offloads parameters and optimizer together to the host: --offload optimizer+params"
+        if offload == "optimizer" or nvme:
+            yield (
+                "--fsdp offloads parameters and optimizer together to the host: choose "
+                "--offload optimizer+params"
+            )
     else:
-        yield f"--offload {offload} needs --zero 1, 2 or 3 (or --fsdp); --engine {config.engine} has none"
+        yield (
+            f"--offload {offload} needs --zero 1, 2 or 3 (or --fsdp); --engine {config.engine} "
+            "has none"
+        )
 
 
 def _optimizers(config: TrainConfig, given: Given) -> Iterator[str]:
     name = config.optimizer
     if name == "one-bit-adam" and (config.engine != "deepspeed" or config.zero != 0):
         yield "--optimizer one-bit-adam is DeepSpeed's and runs with --zero 0 only"
-    if config.offload in {"optimizer", "optimizer+params"} and config.engine == "deepspeed":
-        if name not in {"adamw", "adamw-fused"}:
-            yield f"--optimizer {name} with --offload {config.offload}: DeepSpeedCPUAdam is the one that runs there; choose adamw"
+    on_host = config.offload in {"optimizer", "optimizer+params"} and config.engine == "deepspeed"
+    if on_host and name not in {"adamw", "adamw-fused"}:
+        yield (
+            f"--optimizer {name} with --offload {config.offload}: DeepSpeedCPUAdam is the one that "
+            "runs there; choose adamw"
+        )
     if config.engine == "megatron" and name not in {"adamw", "adamw-fused", "sgd-momentum", "sgd"}:
         yield f"--optimizer {name} with --engine megatron: Megatron-LM has adam and sgd"
 

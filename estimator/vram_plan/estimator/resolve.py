@@ -62,24 +62,10 @@ def _resolve_scale(values: dict[str, Any]) -> None:
 
 
 def _resolve_engine(values: dict[str, Any], notes: list[str]) -> None:
-    """DESIGN: torch on one GPU, ddp on several, deepspeed with --zero, fsdp2 with --fsdp."""
     if "ds_config" in values and "zero" not in values:
         values["zero"] = values["ds_config"].stage
-    split = max(values.get(name, 1) for name in ("tp", "pp", "cp", "ep"))
     if "engine" not in values:
-        if values.get("zero") is not None:
-            values["engine"] = "deepspeed"
-        elif values.get("fsdp"):
-            values["engine"] = "fsdp2"
-        elif values.get("pp_schedule") == "naive":
-            values["engine"] = "device-map"
-        elif split > 1:
-            values["engine"] = "megatron"
-            notes.append(
-                "engine megatron: tensor, pipeline, context or expert ranks were asked for"
-            )
-        else:
-            values["engine"] = "torch" if values["gpus"] == 1 else "ddp"
+        values["engine"] = _engine(values, notes)
     if values["engine"] in {"fsdp1", "fsdp2"}:
         values.setdefault("fsdp", "full-shard")
     if values["engine"] == "deepspeed":
@@ -87,9 +73,22 @@ def _resolve_engine(values: dict[str, Any], notes: list[str]) -> None:
     if values["engine"] == "device-map":
         values.setdefault("pp", values["gpus"])
         values.setdefault("pp_schedule", "naive")
-    values.setdefault(
-        "pp_schedule", "interleaved" if values.get("virtual_pipeline", 1) > 1 else "1f1b"
-    )
+    pieces = values.get("virtual_pipeline", 1)
+    values.setdefault("pp_schedule", "interleaved" if pieces > 1 else "1f1b")
+
+
+def _engine(values: dict[str, Any], notes: list[str]) -> str:
+    """DESIGN: torch on one GPU, ddp on several, deepspeed with --zero, fsdp2 with --fsdp."""
+    if values.get("zero") is not None:
+        return "deepspeed"
+    if values.get("fsdp"):
+        return "fsdp2"
+    if values.get("pp_schedule") == "naive":
+        return "device-map"
+    if max(values.get(name, 1) for name in ("tp", "pp", "cp", "ep")) > 1:
+        notes.append("engine megatron: tensor, pipeline, context or expert ranks were asked for")
+        return "megatron"
+    return "torch" if values["gpus"] == 1 else "ddp"
 
 
 def _resolve_zero_sizes(values: dict[str, Any]) -> None:

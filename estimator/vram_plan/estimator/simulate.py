@@ -126,7 +126,7 @@ def simulate(run: Run) -> Cost:
         f.t.play()
     elif first.node is not None:
         made.receive(waiting)
-        f.t.backward(made.node, made.left.numel, made.left.itemsize)
+        f.t.backward(first.node, first.left.numel, first.left.itemsize)
     elif recomputes:
         saved, kept = {}, frozenset()
     host = f.t.paged_bytes

@@ -199,10 +199,10 @@ class Tape:
         "paged_bytes",
         "pages_out",
         "recomputed",
+        "rehearses",
         "remembered",
         "replayed",
         "selective",
-        "rehearses",
         "stop",
         "tail",
         "training",
@@ -343,7 +343,7 @@ class Tape:
 
     @contextmanager
     def checkpointed(self) -> Iterator[None]:
-        """Run without keeping what is saved, as the first forward of a checkpointed segment does."""
+        """Run without keeping what is saved: the first forward of a checkpointed segment."""
         self.forgets = True
         try:
             yield

@@ -51,8 +51,8 @@ def _feed_forward(f: Forward, entered: Tensor) -> Tensor:
 
 def head(f: Forward, x: Tensor, shared: Mapping[str, Tensor]) -> Tensor:
     """``AlbertMLMHead`` and its loss over all positions."""
-    x = transform(f, x.moved(), ("predictions.dense", "predictions.LayerNorm"))
-    return plain_loss(f, x, f.spec.embedding_size or f.spec.hidden_size)
+    hidden = transform(f, x, ("predictions.dense", "predictions.LayerNorm"))
+    return plain_loss(f, hidden, f.spec.embedding_size or f.spec.hidden_size)
 
 
 def _groups(spec: ModelSpec) -> Iterator[Segment]:

@@ -91,10 +91,10 @@ def feed_forward(f: Forward, x: Tensor) -> Tensor:
 
 
 def head(f: Forward, x: Tensor, shared: Mapping[str, Tensor]) -> Tensor:
-    """The masked-LM head and its loss over all positions."""
+    """The masked-LM head and its loss over all positions; the encoder's output stays until then."""
     dense, norm, act = _HEADS[f.spec.model_type]
-    x = transform(f, x.moved(), (dense, norm), act)
-    return plain_loss(f, x, f.spec.embedding_size or f.spec.hidden_size)
+    hidden = transform(f, x, (dense, norm), act)
+    return plain_loss(f, hidden, f.spec.embedding_size or f.spec.hidden_size)
 
 
 def compose(spec: ModelSpec) -> Composition:

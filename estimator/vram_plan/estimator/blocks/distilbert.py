@@ -49,8 +49,8 @@ def _feed_forward(f: Forward, entered: Tensor, hidden: int, inner: int) -> Tenso
 
 def head(f: Forward, x: Tensor, shared: Mapping[str, Tensor]) -> Tensor:
     """``vocab_transform``, norm, ``vocab_projector`` and the loss over all positions."""
-    x = transform(f, x.moved(), ("vocab_transform", "vocab_layer_norm"))
-    return plain_loss(f, x, f.spec.hidden_size)
+    hidden = transform(f, x, ("vocab_transform", "vocab_layer_norm"))
+    return plain_loss(f, hidden, f.spec.hidden_size)
 
 
 def compose(spec: ModelSpec) -> Composition:

@@ -41,9 +41,12 @@ def transform(f: Forward, x: Tensor, names: tuple[str, str], act: str = "") -> T
 
 
 def plain_loss(f: Forward, x: Tensor, width: int) -> Tensor:
-    """The projection to the vocabulary and ``CrossEntropyLoss`` in the logits' dtype."""
+    """The projection to the vocabulary and ``CrossEntropyLoss`` in the logits' dtype.
+
+    ``x`` is let go once it is projected.
+    """
     with f.t.scope("logits"):
-        logits = f.head_linear(x, (width, f.spec.vocab_size))
+        logits = f.head_linear(x.moved(), (width, f.spec.vocab_size))
         return loss_of(f, logits)
 
 

@@ -61,15 +61,13 @@ def mul(t: Tape, a: Tensor, b: Tensor) -> Tensor:
         db = None if db is None else _sum_to(t, db, bn, bi)
         return da, db
 
-    return t.record(t.new(max(an, bn), max(ai, bi)), (a.node, b.node), backward)
+    return t.record(t.new(max(an, bn), max(ai, bi)), (a.node, b.node), backward, packs=True)
 
 
 def scale(t: Tape, x: Tensor) -> Tensor:
     """``x * number`` and the like: saves nothing; the gradient is a new tensor."""
     return t.record(
-        t.new(x.numel, x.itemsize),
-        (x.node,),
-        lambda grad: (t.new(grad.numel, grad.itemsize),),
+        t.new(x.numel, x.itemsize), (x.node,), lambda grad: (t.new(grad.numel, grad.itemsize),)
     )
 
 
@@ -293,4 +291,4 @@ def weight_product(t: Tape, x: Tensor, weight: Param) -> Tensor:
         return dw, dx
 
     edge = weight if weight.trainable else None
-    return t.record(t.new(numel, itemsize), (edge, x.node), backward)
+    return t.record(t.new(numel, itemsize), (edge, x.node), backward, packs=True)

@@ -122,7 +122,7 @@ def weight_offload_entries(shares: Shares, trainable: int, frozen: int) -> list[
     width, sizes = shares.width, shares.config.zero_sizes
     on_host = trainable
     found = []
-    if shares.config.offload_device == "nvme":
+    if (sizes.offload_param_device or shares.config.offload_device) == "nvme":
         on_host = min(trainable, sizes.max_in_cpu)
         gone = trainable - on_host + frozen
         buffers = sizes.param_buffer_count * sizes.param_buffer_size
