@@ -18,9 +18,7 @@ from vram_plan.app.main import main
 SCHEMA = json.loads((Path(json_format.__file__).parent / "schemas" / "plan.json").read_text())
 
 
-def run(
-    arguments: str, capsys: pytest.CaptureFixture[str], *, code: int = 0
-) -> tuple[str, str]:
+def run(arguments: str, capsys: pytest.CaptureFixture[str], *, code: int = 0) -> tuple[str, str]:
     with pytest.raises(SystemExit) as stop:
         main(arguments.split())
     out, err = capsys.readouterr()

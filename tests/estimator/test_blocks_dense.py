@@ -63,7 +63,6 @@ BF16 = {"dtype": "bf16", "attention": "sdpa"}
 AUTOCAST = {"dtype": "fp32", "autocast": "bf16", "attention": "sdpa"}
 FULL = {"checkpointing": "full"}
 TRACED: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama-bf16": ("llama", BF16),
     "llama-autocast-checkpointed": ("llama", AUTOCAST | FULL),
     "llama-eager-checkpointed": ("llama", BF16 | {"attention": "eager"} | FULL),
     "llama-liger": ("llama", BF16 | {"loss": "liger"}),
@@ -74,7 +73,6 @@ TRACED: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma2-eager": ("gemma2", BF16 | {"attention": "eager"}),
     "gemma3-flash": ("gemma3", BF16 | {"attention": "flash"}),
     "phi3-flash": ("phi3", BF16 | {"attention": "flash"}),
-    "olmo-clip": ("olmo-clip", BF16),
     "olmo2-checkpointed": ("olmo2", BF16 | FULL),
     "cohere-norms": ("cohere-norms", BF16),
     "granite-checkpointed": ("granite", BF16 | FULL),

@@ -15,6 +15,7 @@ from vram_plan.estimator.methods.lora import Lora
 from vram_plan.estimator.step import FORWARD, LOSS, moments
 from vram_plan.profiles.hf_config import from_hf_config
 from vram_plan.profiles.model import ModelSpec
+from vram_plan.profiles.models import catalogue
 
 BERT: dict[str, Any] = {
     "hidden_size": 128,
@@ -78,6 +79,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "marian": BART | {"model_type": "marian"},
     "marian-two": BART | TWO_VOCABULARIES | {"model_type": "marian"},
 }
+PUBLISHED = {family.removesuffix("-two") for family in FAMILIES}
 MASKED = ("bert", "roberta", "xlm-roberta", "electra", "distilbert", "albert")
 DTYPE_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 SLACK = 2 * 512
@@ -141,6 +143,15 @@ def test_parameters_equal_transformers(family: str) -> None:
     assert inventory.numel() == sum(p.numel() for p in model.parameters())
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert inventory.numel(trainable=True) == trainable
+
+
+@pytest.mark.parametrize(
+    "name", [e.name for e in catalogue() if e.spec().model_type in PUBLISHED], ids=str
+)
+def test_parameters_equal_published(name: str) -> None:
+    """The catalogue's models, among them untied heads that transformers ties when built anew."""
+    entry = next(entry for entry in catalogue() if entry.name == name)
+    assert take_inventory(_links(entry.spec(), BF16, Method())).numel() == entry.parameters
 
 
 @pytest.mark.parametrize("case", TRACED)

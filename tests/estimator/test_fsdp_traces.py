@@ -118,6 +118,9 @@ class _Device:
         """The only stream."""
         return _Device.Stream()
 
+    def is_available(self) -> bool:
+        return True
+
     def current_device(self) -> Any:
         """The device."""
         return torch.device("cpu")

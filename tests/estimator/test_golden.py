@@ -1,5 +1,7 @@
 """Golden numbers, each with the place it was published."""
 
+from typing import Any
+
 import pytest
 
 from vram_plan.estimator import plan
@@ -114,7 +116,7 @@ def _decoders(least: float, below: float) -> list[ModelSpec]:
     return [spec for spec in specs if spec.is_causal and not spec.is_encoder_decoder]
 
 
-def _peak(spec: ModelSpec, stage: int, offload: str = "none", **sizes: int) -> int:
+def _peak(spec: ModelSpec, stage: int, offload: str = "none", **sizes: Any) -> int:
     found = plan(
         spec,
         gpus=8,
@@ -144,7 +146,7 @@ def test_memory_order_of_the_stages(spec: ModelSpec) -> None:
 @pytest.mark.parametrize("spec", _decoders(1e9, 2e9), ids=lambda spec: spec.name)
 def test_memory_order_of_the_stages_of_small_models(spec: ModelSpec) -> None:
     square = spec.hidden_size**2
-    sizes = {
+    sizes: dict[str, Any] = {
         "reduce_bucket_size": square,
         "allgather_bucket_size": square,
         "stage3_prefetch_bucket_size": round(0.9 * square),

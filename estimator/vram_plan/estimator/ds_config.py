@@ -9,7 +9,7 @@ three sizes that it derives from the model's width (transformers 5.23.0
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ _KEYS = (
     "optimizer",
     "data_types",
 )
-_BY_WIDTH = {
+_BY_WIDTH: dict[str, Callable[[int], int]] = {
     "reduce_bucket_size": lambda h: h * h,
     "stage3_prefetch_bucket_size": lambda h: int(0.9 * h * h),
     "stage3_param_persistence_threshold": lambda h: 10 * h,
@@ -87,7 +87,7 @@ class DsConfig:
 
     def for_model(self, hidden_size: int) -> DsConfig:
         """The same with "auto" sizes filled in: h², 0.9 h² and 10 h."""
-        filled = {name: _BY_WIDTH[name](hidden_size) for name in self.auto}
+        filled: dict[str, Any] = {name: _BY_WIDTH[name](hidden_size) for name in self.auto}
         return replace(self, sizes=replace(self.sizes, **filled), auto=frozenset())
 
 
@@ -141,9 +141,7 @@ def parse_ds_config(raw: object, *, name: str = "--ds-config") -> DsConfig:
     notes = tuple(
         f"DeepSpeed file: {key} is not planned" for key in _UNMODELLED if zero.values.get(key)
     )
-    return DsConfig(
-        stage=stage, sizes=sizes, auto=auto, options=options | offload, notes=notes
-    )
+    return DsConfig(stage=stage, sizes=sizes, auto=auto, options=options | offload, notes=notes)
 
 
 @dataclass(frozen=True, slots=True)

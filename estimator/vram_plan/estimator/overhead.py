@@ -11,6 +11,9 @@ MIB = 2**20
 
 CONTEXT_BYTES = 500 * MIB
 """CUDA context, kernels loaded lazily: 300–500 MB from CUDA 11.7 on (pytorch#107667, #109888)."""
+WORKSPACE_BYTES, HOPPER_WORKSPACE_BYTES = 8_519_680, 32 * MIB
+"""cuBLAS workspace of a thread: ``:4096:2:16:8`` kB before Hopper (torch 2.13.0
+``aten/src/ATen/cuda/CublasHandlePool.cpp``). The forward and the autograd thread have one each."""
 NCCL_PAIR_BYTES = 544 * MIB
 NCCL_GROUP_BYTES = 688 * MIB
 """One communicator of 2 and of more than 2 GPUs, measured on 4 × A100 (NVIDIA/nccl#964)."""
@@ -26,8 +29,11 @@ MADE_WITHIN_THE_STEP = ("activations", "logits", "kv_cache", "temporaries")
 
 
 def overhead_bytes(config: TrainConfig) -> int:
-    """CUDA context and one NCCL communicator for every kind of group the rank belongs to."""
-    total = CONTEXT_BYTES
+    """CUDA context, cuBLAS workspaces, and an NCCL communicator for every group of the rank."""
+    workspace = WORKSPACE_BYTES
+    if config.gpu is not None and config.gpu.architecture in {"Hopper", "Blackwell"}:
+        workspace = HOPPER_WORKSPACE_BYTES
+    total = CONTEXT_BYTES + 2 * workspace
     for ranks in (config.data_parallel, config.tp, config.pp, config.cp, config.ep):
         if ranks > 1:
             total += NCCL_PAIR_BYTES if ranks == 2 else NCCL_GROUP_BYTES

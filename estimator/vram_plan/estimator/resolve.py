@@ -43,6 +43,8 @@ def resolve(model: ModelSpec, options: Options) -> TrainConfig:
     if model.note:
         notes.append(f"model: {model.note}")
     values = dict(given)
+    if "ds_config" in values:
+        _take_ds_config(model, values, notes)
     _resolve_scale(values)
     _resolve_engine(values, notes)
     _resolve_zero_sizes(values)
@@ -54,6 +56,14 @@ def resolve(model: ModelSpec, options: Options) -> TrainConfig:
     refuse(config, given)
     check_method(config)
     return config
+
+
+def _take_ds_config(model: ModelSpec, values: dict[str, Any], notes: list[str]) -> None:
+    """What a DeepSpeed JSON says; an option on the command line says it louder."""
+    ds_config = values["ds_config"] = values["ds_config"].for_model(model.hidden_size)
+    for name, value in ds_config.options.items():
+        values.setdefault(name, value)
+    notes.extend(ds_config.notes)
 
 
 def _resolve_scale(values: dict[str, Any]) -> None:

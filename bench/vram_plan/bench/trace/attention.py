@@ -1,4 +1,3 @@
-# ruff: noqa: TID253 -- loaded only once a trace has been asked for
 """Attention as CUDA runs it: which kernel, what it saves, what scratch memory it takes.
 
 Sources: pytorch aten/src/ATen/native/transformers/{attention.cpp, cuda/sdp_utils.cpp,

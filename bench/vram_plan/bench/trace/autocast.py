@@ -1,4 +1,3 @@
-# ruff: noqa: TID253 -- loaded only once a trace has been asked for
 """CUDA's autocast lists on the CPU's autocast key.
 
 The lists stand in torch/include/ATen/autocast_mode.h (AT_FORALL_FP32 and its neighbours), which

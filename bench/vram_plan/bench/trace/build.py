@@ -1,4 +1,3 @@
-# ruff: noqa: TID253 -- loaded only once a trace has been asked for
 """Build the model without memory: on ``meta``, adapters included, then swap in fake tensors."""
 
 from collections.abc import Mapping

@@ -1,4 +1,3 @@
-# ruff: noqa: TID253 -- loaded only once a trace has been asked for
 """Make a fake ``cpu`` tensor behave as a CUDA tensor would.
 
 Each rule replaces the kernel that PyTorch registers for the CPU by what its CUDA build does.

@@ -1,4 +1,3 @@
-# ruff: noqa: TID253 -- loaded only once a trace has been asked for
 """The fake device: nothing is computed, everything is recorded."""
 
 import time

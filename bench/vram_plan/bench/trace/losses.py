@@ -1,4 +1,3 @@
-# ruff: noqa: TID253 -- loaded only once a trace has been asked for
 """Losses that do not keep all logits: a fused kernel, chunks, and chunks fused with the head.
 
 Triton kernels cannot run on fake tensors (nor on a CPU); what they allocate around them can.

@@ -1,4 +1,3 @@
-# ruff: noqa: TID253 -- loaded only once a trace has been asked for
 """What is trained: PEFT's methods by PEFT itself, freezing and BitFit by flags."""
 
 from typing import Any

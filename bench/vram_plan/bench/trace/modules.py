@@ -1,4 +1,3 @@
-# ruff: noqa: TID253 -- loaded only once a trace has been asked for
 """Which module's code is running: in forward by hooks, in backward by autograd's numbering."""
 
 from collections.abc import Callable

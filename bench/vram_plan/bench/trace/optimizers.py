@@ -1,4 +1,3 @@
-# ruff: noqa: TID253 -- loaded only once a trace has been asked for
 """The optimizers by the plan's names, from the libraries that have them."""
 
 from collections.abc import Callable

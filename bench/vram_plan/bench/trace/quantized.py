@@ -1,4 +1,3 @@
-# ruff: noqa: TID253 -- loaded only once a trace has been asked for
 """bitsandbytes' layers on fake tensors: their weights, and what their operators do inside.
 
 bitsandbytes gives its operators fake kernels that make the result only. What a kernel allocates

@@ -1,4 +1,3 @@
-# ruff: noqa: TID253 -- loaded only once a trace has been asked for
 """The CPU: real tensors, and the allocator's own events as PyTorch's profiler reports them."""
 
 import time

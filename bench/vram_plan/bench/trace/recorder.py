@@ -1,4 +1,3 @@
-# ruff: noqa: TID253 -- loaded only once a trace has been asked for
 """The dispatch mode that sees every operator and notes what it allocates."""
 
 import sys

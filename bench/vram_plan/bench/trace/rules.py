@@ -1,4 +1,3 @@
-# ruff: noqa: TID253 -- loaded only once a trace has been asked for
 """What a device does beyond the operators' own results: scratch memory, host tensors."""
 
 from collections.abc import Callable, Iterator

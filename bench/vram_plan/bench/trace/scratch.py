@@ -1,4 +1,3 @@
-# ruff: noqa: TID253 -- loaded only once a trace has been asked for
 """Memory that CUDA kernels take and give back within one call.
 
 Sources: pytorch aten/src/ATen/native/cuda/{ForeachReduceOp.cu, Embedding.cu,

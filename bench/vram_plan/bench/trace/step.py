@@ -1,4 +1,3 @@
-# ruff: noqa: TID253 -- loaded only once a trace has been asked for
 """The training step, defined once for every device: loss, backward, clip, step, zero_grad."""
 
 from collections.abc import Callable

@@ -1,4 +1,3 @@
-# ruff: noqa: TID253 -- loaded only once a trace has been asked for
 """Follow every storage: who made it, how large it is, when it dies."""
 
 import weakref

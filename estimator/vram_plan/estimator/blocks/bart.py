@@ -60,7 +60,7 @@ def _embedded(f: Forward, stack: str, words: Tensor, *, rows: int) -> Tensor:
 
 
 def _scaled(f: Forward, words: Tensor) -> Tensor:
-    """Tokens times √width. BART's and mBART's lookup does it itself: hooks on it see the product."""
+    """Tokens times √width: BART's and mBART's lookup does it, so hooks on it see the product."""
     if f.spec.model_type not in _NORMED_EMBEDDINGS or not isinstance(words.node, LeafVariable):
         return scale(f.t, words)
     words.node = None

@@ -55,8 +55,8 @@ def self_attention(f: Forward, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     width = spec.query_dim + 2 * spec.kv_dim
     qkv = f.linear(f"{name}.Wqkv", x, (spec.hidden_size, width), split="column")
     qkv = clamp(f.t, qkv)
-    rows = f.tokens // f.how.tensor
-    q, k, v = split(f.t, qkv, (rows * spec.query_dim, rows * spec.kv_dim, rows * spec.kv_dim))
+    q_size, kv_size = (f.tokens * n // f.how.tensor for n in (spec.query_dim, spec.kv_dim))
+    q, k, v = split(f.t, qkv, (q_size, kv_size, kv_size))
     q, k, v = relayout(f.t, q), relayout(f.t, k), relayout(f.t, v)
     q, k = rotate(f.t, q, cos, sin), rotate(f.t, k, cos, sin)
     k, v = f.how.method.keys_values(f, k, v)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from vram_plan.estimator.forward import Forward
 from vram_plan.estimator.ops.attention import softmax
 from vram_plan.estimator.ops.elementwise import FP32_BYTES, activation, cast, scale, shift
-from vram_plan.estimator.ops.experts import divide_in_place, pick, sum_last, topk
+from vram_plan.estimator.ops.experts import INDEX_BYTES, divide_in_place, pick, sum_last, topk
 from vram_plan.estimator.ops.linear import AutocastWeight, linear
-from vram_plan.estimator.tape import Tensor
+from vram_plan.estimator.tape import Param, Tape, Tensor
 
 _GROUPS = 8
 _BEST_OF_GROUP = 2
@@ -22,9 +22,16 @@ def wide_logits(f: Forward, name: str, x: Tensor) -> Tensor:
     if f.how.autocast:
         return f.product(x, weight, None, experts)
     x = cast(f.t, x, FP32_BYTES)
-    if weight.itemsize != FP32_BYTES:
-        weight = AutocastWeight(weight, f.t.new(weight.numel, FP32_BYTES), f.t)
-    return linear(f.t, x, weight, None, experts)
+    return linear(f.t, x, _wide(f.t, weight), None, experts)
+
+
+def _wide(t: Tape, weight: Param) -> Param:
+    """``weight.type(float32)``: a copy unless it is that already."""
+    if weight.itemsize == FP32_BYTES:
+        return weight
+    if isinstance(weight, AutocastWeight):  # a method computed it
+        return AutocastWeight(weight, cast(t, weight.copy, FP32_BYTES), t)
+    return AutocastWeight(weight, t.new(weight.numel, FP32_BYTES), t)
 
 
 def greedy_router(f: Forward, name: str, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -41,7 +48,7 @@ def grouped_router(f: Forward, name: str, x: Tensor) -> tuple[Tensor, Tensor, Te
 
     The choice carries no gradient; what it makes lives as long as the function's variables.
     """
-    t, chosen = f.t, f.tokens * f.spec.num_experts_per_tok
+    t = f.t
     logits = wide_logits(f, name, x)
     scores = activation(t, logits, "sigmoid")
     index, choice = _choose(f, scores)
@@ -50,25 +57,24 @@ def grouped_router(f: Forward, name: str, x: Tensor) -> tuple[Tensor, Tensor, Te
     total = sum_last(t, weights, f.spec.num_experts_per_tok, wide=f.how.autocast)
     total = shift(t, total)
     weights = scale(t, divide_in_place(t, weights, total))
-    assert weights.numel == chosen
     del choice, scores, total
     return logits, weights, index
 
 
 def _choose(f: Forward, scores: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
     """The chosen experts' numbers, and the variables that stay."""
-    t, tokens, experts = f.t, f.tokens, f.spec.num_experts
-    groups = min(_GROUPS, experts)
-    biased = t.new(scores.numel, FP32_BYTES)
+    t, tokens, pairs = f.t, f.tokens, scores.numel
+    groups = min(_GROUPS, f.spec.num_experts)
+    biased = t.new(pairs, FP32_BYTES)
     best = t.new(tokens * groups * _BEST_OF_GROUP, FP32_BYTES)
-    where = t.new(best.numel, 8)
+    best_index = t.new(best.numel, INDEX_BYTES)
     group_scores = t.new(tokens * groups, FP32_BYTES)
     del best
-    group_index = t.new(tokens * groups // 2, 8)
+    group_index = t.new(tokens * groups // 2, INDEX_BYTES)
     group_mask = t.new(tokens * groups, FP32_BYTES)
-    mask = t.new(tokens * experts, FP32_BYTES)
-    excluded = t.new(tokens * experts, 1)
-    biased = t.new(tokens * experts, FP32_BYTES)
+    mask = t.new(pairs, FP32_BYTES)
+    excluded = t.new(pairs, 1)
+    biased = t.new(pairs, FP32_BYTES)
     values = t.new(tokens * f.spec.num_experts_per_tok, FP32_BYTES)
-    index = t.new(values.numel, 8)
-    return index, (where, group_scores, group_index, group_mask, mask, excluded, biased)
+    index = t.new(values.numel, INDEX_BYTES)
+    return index, (best_index, group_scores, group_index, group_mask, mask, excluded, biased)

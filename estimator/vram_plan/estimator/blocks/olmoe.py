@@ -21,9 +21,11 @@ def layer(f: Forward, x: Tensor, shared: Mapping[str, Tensor]) -> Tensor:
 
 def self_attention(f: Forward, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """``OlmoeAttention.forward``: norms on the flat projections, then perhaps ``clamp_``."""
-    spec, entered = f.spec, x
-    q = f.rms_norm("self_attn.q_norm", projected(f, "q_proj", x, spec.query_dim), spec.query_dim)
-    k = f.rms_norm("self_attn.k_norm", projected(f, "k_proj", x, spec.kv_dim), spec.kv_dim)
+    spec, ranks, entered = f.spec, f.how.tensor, x
+    q = projected(f, "q_proj", x, spec.query_dim)
+    q = f.rms_norm("self_attn.q_norm", q, spec.query_dim // ranks)
+    k = projected(f, "k_proj", x, spec.kv_dim)
+    k = f.rms_norm("self_attn.k_norm", k, spec.kv_dim // ranks)
     v = projected(f, "v_proj", x, spec.kv_dim)
     if spec.clip_qkv:
         q, k, v = clamp_in_place(f.t, q), clamp_in_place(f.t, k), clamp_in_place(f.t, v)

@@ -24,7 +24,7 @@ def embedding(t: Tape, indices: Tensor, table: Param, width: int, *, joins: bool
 
 
 class LeafVariable(Leaf):
-    """A tensor that was made to require a gradient: autograd's graph (``AccumulateGrad``) holds it."""
+    """A tensor made to require a gradient: autograd's graph (``AccumulateGrad``) holds it."""
 
     __slots__ = ("storage",)
 

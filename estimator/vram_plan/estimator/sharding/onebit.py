@@ -13,6 +13,7 @@ from math import gcd
 from vram_plan.estimator.ledger import Entry
 from vram_plan.estimator.optimizers import States
 from vram_plan.estimator.sharding import zero0
+from vram_plan.estimator.sharding.zero12 import weight_entries
 from vram_plan.estimator.sharding.zero_moment import Candidate, moment_entries
 from vram_plan.estimator.sharding.zero_parts import DS, FP32, Shares
 from vram_plan.estimator.step import OPTIMIZER_STEP
@@ -37,7 +38,7 @@ def entries(shares: Shares) -> list[Entry]:
         step_formula="one weight at a time: two fp32 tensors of the largest",
         source=SOURCE,
     )
-    found = [e for e in zero0.weight_entries(shares) if "padding" not in e.name]
+    found = [e for e in weight_entries(shares) if "padding" not in e.name]
     return [
         *found,
         *zero0.gradient_entries(shares),

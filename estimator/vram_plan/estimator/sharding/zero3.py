@@ -7,64 +7,29 @@ which transformers' ``from_pretrained`` uses), so initialisation needs less than
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import lru_cache
-
 from vram_plan.estimator.ledger import Entry
 from vram_plan.estimator.quantization import SOURCES, packed_bytes
-from vram_plan.estimator.sharding.zero12 import BACKWARD
-from vram_plan.estimator.sharding.zero_bucket import reductions
-from vram_plan.estimator.sharding.zero_calls import module_calls, numbered
-from vram_plan.estimator.sharding.zero_gather import Call, Gathering, Limits
-from vram_plan.estimator.sharding.zero_moment import Candidate, fullest, moment_entries
+from vram_plan.estimator.sharding.zero3_gathered import bucket_entries, gathered_entries
 from vram_plan.estimator.sharding.zero_offload import (
     divided_offload_entries,
     weight_offload_entries,
 )
-from vram_plan.estimator.sharding.zero_parts import (
-    DS,
-    FP32,
-    FP64,
-    REDUCTION,
-    Piece,
-    Shares,
-    rounded,
-)
-from vram_plan.estimator.step import (
-    BACKWARD_FIRST,
-    BACKWARD_LAST,
-    CLIPPING,
-    EMBEDDING_BACKWARD,
-    FORWARD,
-    LOSS,
-    LOSS_BACKWARD,
-    OPTIMIZER_STEP,
-    PASSES,
-    moments,
-)
+from vram_plan.estimator.sharding.zero_parts import DS, FP32, FP64, Shares, rounded, share
+from vram_plan.estimator.step import CLIPPING, OPTIMIZER_STEP
 
 SOURCE = f"{DS}/zero/stage3.py"
-GATHER = f"{DS}/zero/partitioned_param_coordinator.py"
-NORM_ELEMENTS = 250_000_000
-"""Elements in fp64 at a time when gradients go to the host (``_constant_buffered_norm2``)."""
-Peaks = dict[tuple[str, int, int], int]
 
 
 def entries(shares: Shares) -> list[Entry]:
     """Every weight, gradient, state, buffer and gathered weight of stage 3."""
     groups = sub_groups(shares)
     found = _weight_entries(shares)
-    if shares.config.offload in {"optimizer", "optimizer+params"}:
+    if shares.offloaded:
         found += divided_offload_entries(shares, groups)
     else:
         found += _state_entries(shares, groups)
         found += _gradient_entries(shares, groups)
-    return [*found, *_gathered_entries(shares, max(groups, default=0)), *_bucket_entries(shares)]
-
-
-def share(numel: int, ranks: int) -> int:
-    """Elements of one weight's partition, padded."""
-    return -(-numel // ranks)
+    return [*found, *gathered_entries(shares, max(groups, default=0)), *bucket_entries(shares)]
 
 
 def sub_groups(shares: Shares) -> list[int]:
@@ -224,179 +189,3 @@ def _gradient_entries(shares: Shares, groups: list[int]) -> list[Entry]:
             alive=frozenset({OPTIMIZER_STEP}),
         ),
     ]
-
-
-def _gathered_entries(shares: Shares, largest: int) -> list[Entry]:
-    """Small weights, whole from one update to the next, and those gathered for their modules."""
-    if shares.ranks == 1 and shares.config.offload != "optimizer+params":
-        return []
-    resident = _resident(shares)
-    kept = sum(_gathered_bytes(shares, shares.pieces[number]) for number in resident)
-    peaks = gathered_peaks(shares)
-    copies = 0 if shares.config.offload != "none" else _update_copies(shares, largest)
-    found = [
-        Entry(
-            component="buffers",
-            name="small weights kept whole",
-            bytes=kept,
-            formula=f"{len(resident):,} weights of at most "
-            f"{shares.config.zero_sizes.stage3_param_persistence_threshold:,} elements",
-            source=f"{DS}/zero/parameter_offload.py mark_persistent_parameters",
-            alive=frozenset({*PASSES, REDUCTION}),
-        ),
-        Entry(
-            component="buffers",
-            name="small weights gathered again after the update, beyond its copies",
-            bytes=max(0, kept - copies),
-            formula=f"{kept:,} − {copies:,} bytes",
-            source=f"{SOURCE} _post_step",
-            alive=frozenset({OPTIMIZER_STEP}),
-        ),
-    ]
-    for instant, nbytes in _by_instant(shares, peaks).items():
-        found.append(
-            Entry(
-                component="temporaries",
-                name=f"weights gathered ({instant.replace('_', ' ')})",
-                bytes=nbytes,
-                formula="weights of running modules, of those needed again soon and of those "
-                "gathered ahead, with the buckets they are unpacked from",
-                source=GATHER,
-                alive=frozenset({instant}),
-            )
-        )
-    return found
-
-
-def _update_copies(shares: Shares, largest: int) -> int:
-    """Bytes of the copies of a sub-group's gradients."""
-    flat = shares.grad_width * largest if len(shares.trained) > 1 else 0
-    return flat + (FP32 * largest if shares.grad_width != FP32 else 0)
-
-
-def _resident(shares: Shares) -> frozenset[int]:
-    limit = shares.config.zero_sizes.stage3_param_persistence_threshold
-    return frozenset(n for n, piece in enumerate(shares.pieces) if piece.numel <= limit)
-
-
-def _gathered_bytes(shares: Shares, piece: Piece) -> int:
-    return rounded(share(piece.numel, shares.ranks) * shares.ranks * piece.itemsize)
-
-
-def gathered_peaks(shares: Shares) -> Peaks:
-    """Most bytes gathered in every segment of the passes."""
-    sizes = shares.config.zero_sizes
-    limits = Limits(
-        prefetch=sizes.stage3_prefetch_bucket_size,
-        live=sizes.stage3_max_live_parameters,
-        reuse=sizes.stage3_max_reuse_distance,
-    )
-    pieces = shares.pieces
-    return _simulate(
-        tuple(piece.numel for piece in pieces),
-        tuple(_gathered_bytes(shares, piece) for piece in pieces),
-        _resident(shares),
-        limits,
-        tuple(module_calls(shares, numbered(pieces))),
-        shares.ranks > 1,
-    )
-
-
-@lru_cache(maxsize=256)
-def _simulate(
-    numels: tuple[int, ...],
-    nbytes: tuple[int, ...],
-    resident: frozenset[int],
-    limits: Limits,
-    calls: tuple[Call, ...],
-    flat: bool,
-) -> Peaks:
-    return Gathering(
-        numels=numels, nbytes=nbytes, resident=resident, limits=limits, calls=calls, flat=flat
-    ).run()
-
-
-def _by_instant(shares: Shares, peaks: Peaks) -> dict[str, int]:
-    """How much more is alive in every instant than without gathering.
-
-    The fullest segment may be another one than without: the largest sum of activations and
-    gathered weights counts, less the activations that the instant shows already.
-    """
-    layers = [i for i, link in enumerate(shares.links) if link.segment.kind == "layer"]
-    shown = moments(shares.links)
-    best: dict[str, int] = {}
-    for (direction, link, layer), nbytes in peaks.items():
-        kind = shares.links[link].segment.kind
-        if direction == "forward":
-            instant = LOSS if kind == "head" else FORWARD
-        elif kind == "layer":
-            last = layer or link == layers[-1]
-            instant = BACKWARD_LAST if last else BACKWARD_FIRST
-        else:
-            instant = LOSS_BACKWARD if kind == "head" else EMBEDDING_BACKWARD
-        alive = _activations(shares, direction, link, layer)
-        best[instant] = max(best.get(instant, 0), nbytes + alive)
-    without = {
-        instant: sum(moment.earlier.values()) + sum(moment.inside.values())
-        for instant, moment in shown.items()
-    }
-    return {instant: max(0, best[instant] - without.get(instant, 0)) for instant in best}
-
-
-def _activations(shares: Shares, direction: str, link: int, layer: int) -> int:
-    """Bytes of activations at the fullest moment of one segment's pass."""
-    cost = shares.links[link].cost
-    inside = cost.forward if direction == "forward" else cost.backward
-    return shares.kept[link] + layer * sum(cost.saved.values()) + sum(inside.values())
-
-
-def _bucket_entries(shares: Shares) -> list[Entry]:
-    """The bucket, always there, and the fullest moment of its reduction."""
-    sizes, width = shares.config.zero_sizes, shares.width
-    elements = sizes.reduce_bucket_size
-    whole = sizes.contiguous_gradients
-    found = [
-        Entry(
-            component="buffers",
-            name="reduce bucket",
-            bytes=width * (elements if whole else min(elements, shares.trainable)),
-            formula=f"{elements:,} elements · {width} bytes",
-            source=f"{SOURCE} _setup_for_real_optimizer",
-            alive=frozenset() if whole else frozenset({*BACKWARD, REDUCTION}),
-        )
-    ]
-    candidates = list(_candidates(shares))
-    if not candidates:
-        return found
-    chosen = fullest(shares, candidates)
-    return [
-        *found,
-        *moment_entries(shares, chosen, "DeepSpeed 0.19.8 deepspeed/runtime/comm"),
-        Entry(
-            component="temporaries",
-            name="weights gathered while gradients are reduced, and copies for the host",
-            bytes=chosen.held,
-            formula="as in the backward pass of that segment",
-            source=GATHER,
-            alive=frozenset({REDUCTION}),
-        ),
-    ]
-
-
-def _candidates(shares: Shares) -> Iterator[Candidate]:
-    """Reduce-scatter copies the gradients of a bucket into one tensor, padded for the ranks."""
-    arrival, ranks = shares.trained[::-1], shares.ranks
-    single = ranks == 1 and shares.config.offload != "optimizer+params"
-    peaks = {} if single else gathered_peaks(shares)
-    host = shares.config.offload != "none"
-    bucket = shares.config.zero_sizes.reduce_bucket_size
-    for r in reductions([piece.numel for piece in arrival], bucket):
-        within = arrival[r.first : r.end]
-        at = arrival[r.end] if r.end < len(arrival) else None
-        copied = shares.width * sum(share(p.numel, ranks) * ranks for p in within)
-        if len(within) == 1 and within[0].numel % ranks == 0:
-            copied = 0
-        part = max(share(piece.numel, ranks) for piece in within)
-        held = peaks.get(("backward", at.link, at.layer), 0) if at else 0
-        held += FP64 * min(part, NORM_ELEMENTS) if host else 0
-        yield Candidate(at=at, copied=copied, held=held)

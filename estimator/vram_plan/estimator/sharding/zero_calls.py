@@ -5,39 +5,36 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vram_plan.estimator.sharding.zero_gather import Call
-from vram_plan.estimator.sharding.zero_parts import Piece, Shares
+from vram_plan.estimator.sharding.zero_layout import Key, Layout
 
 Opening = tuple[tuple[int, ...], bool]
 """The weights of a module, and whether it begins (or ends)."""
 
 
-def module_calls(shares: Shares, numbers: dict[tuple[int, int, str], int]) -> Iterator[Call]:
-    """Every module of one step, in order; ``numbers`` are the weights' numbers by key."""
-    segments = list(_segments(shares, numbers))
+def module_calls(layout: Layout, *, checkpointed: bool) -> Iterator[Call]:
+    """Every module of one step, in order; weights are numbered as in ``layout.pieces``."""
+    segments = list(_segments(layout))
     for where, openings in segments:
         for weights, opens in openings:
             yield Call(weights=weights, where=("forward", *where), opens=opens)
-    checkpointed = shares.config.checkpointing in {"full", "offload"}
     for where, openings in reversed(segments):
-        layered = shares.links[where[0]].segment.kind == "layer"
-        if not shares.links[where[0]].cost.backward:
+        link = layout.structure[where[0]]
+        if not link.returns:
             continue
-        if checkpointed and layered:
+        if checkpointed and link.layered:
             for weights, opens in openings:
                 yield Call(weights=weights, where=("backward", *where), opens=opens)
         for weights, opens in reversed(openings):
             yield Call(weights=weights, where=("backward", *where), opens=not opens)
 
 
-def _segments(
-    shares: Shares, numbers: dict[tuple[int, int, str], int]
-) -> Iterator[tuple[tuple[int, int], list[Opening]]]:
-    for index, link in enumerate(shares.links):
-        layered = link.segment.kind == "layer"
+def _segments(layout: Layout) -> Iterator[tuple[tuple[int, int], list[Opening]]]:
+    numbers: dict[Key, int] = {piece.key: n for n, piece in enumerate(layout.pieces)}
+    for index, link in enumerate(layout.structure):
         for layer in range(link.count):
             modules: dict[str, list[int]] = {"": []}
-            for param in link.cost.params:
-                key = (index, layer, param.name) if layered else (-1, -1, param.name)
+            for param in link.params:
+                key = (index, layer, param.name) if link.layered else (-1, -1, param.name)
                 module = param.name.rpartition(".")[0]
                 if key in numbers:
                     modules.setdefault(module, []).append(numbers[key])
@@ -63,8 +60,3 @@ def _openings(modules: dict[str, list[int]]) -> Iterator[Opening]:
                 yield (tuple(modules.get(name, ())) if first else ()), True
     while stack:
         yield tuple(modules.get(stack.pop(), ())), False
-
-
-def numbered(pieces: tuple[Piece, ...]) -> dict[tuple[int, int, str], int]:
-    """A number for every weight."""
-    return {piece.key: number for number, piece in enumerate(pieces)}

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vram_plan.estimator.ledger import Entry
-from vram_plan.estimator.sharding.zero_parts import REDUCTION, Piece, Shares
+from vram_plan.estimator.sharding.zero_layout import Piece
+from vram_plan.estimator.sharding.zero_parts import REDUCTION, Shares
 from vram_plan.estimator.simulate import Bytes
 from vram_plan.estimator.step import TAPE_SOURCE
 
@@ -18,7 +19,7 @@ class Candidate:
     Attributes:
         at: the weight whose gradient arrives; None once the backward pass is over.
         copied: bytes of the flat copy it makes.
-        held: bytes of what else is there at this moment: a partition's gradients, gathered weights.
+        held: bytes of what else is there: a partition's gradients, gathered weights.
     """
 
     at: Piece | None
@@ -26,9 +27,26 @@ class Candidate:
     held: int
 
 
+def fullest(shares: Shares, candidates: Sequence[Candidate]) -> Candidate:
+    """The reduction during which most is alive."""
+
+    def total(candidate: Candidate) -> int:
+        at = candidate.at
+        alive = 0
+        if at is not None:
+            made = shares.links[at.link].cost.backward.get("gradients", 0)
+            alive = shares.alive(at.link, at.layer, backward=True) - made
+            alive += shares.width * at.numel
+        return alive + candidate.copied + candidate.held
+
+    return max(candidates, key=total)
+
+
 def activations_at(shares: Shares, at: Piece | None) -> Bytes:
-    """What the earlier segments keep, the fullest moment of this one's backward pass (its other
-    gradients are in the bucket) and the gradient that arrives.
+    """What earlier segments keep, and the fullest moment of this one's backward pass.
+
+    Its own gradients are in the bucket by then, except the one that arrives. An upper bound:
+    part of the segment's activations may be gone already.
     """
     if at is None:
         return {}
@@ -47,20 +65,6 @@ def _add(total: Bytes, part: Bytes, times: int) -> None:
         total[component] = total.get(component, 0) + nbytes * times
 
 
-def fullest(shares: Shares, candidates: Sequence[Candidate]) -> Candidate:
-    """The reduction during which most is alive."""
-    known: dict[tuple[int, int] | None, int] = {}
-
-    def total(candidate: Candidate) -> int:
-        at = candidate.at
-        place = None if at is None else (at.link, at.layer)
-        if place not in known:
-            known[place] = sum(activations_at(shares, at).values())
-        return known[place] + candidate.copied + candidate.held
-
-    return max(candidates, key=total)
-
-
 def moment_entries(shares: Shares, chosen: Candidate, source: str) -> list[Entry]:
     """The activations and the flat copy of the fullest reduction."""
     alive = frozenset({REDUCTION})
@@ -72,7 +76,9 @@ def moment_entries(shares: Shares, chosen: Candidate, source: str) -> list[Entry
     entries = [
         Entry(
             component=component,
-            name=f"activations while gradients of {where} are reduced",
+            name=f"gradient of {where} that arrives while a bucket is reduced"
+            if component == "gradients"
+            else f"alive in {where} and before it while a bucket is reduced",
             bytes=nbytes,
             formula="kept by earlier segments, and the fullest moment of this one",
             source=TAPE_SOURCE,
@@ -83,9 +89,9 @@ def moment_entries(shares: Shares, chosen: Candidate, source: str) -> list[Entry
     entries.append(
         Entry(
             component="temporaries",
-            name="flat copy of a bucket for its reduction",
+            name="copies made for the reduction of a bucket",
             bytes=chosen.copied,
-            formula=f"{chosen.copied // shares.width:,} elements · {shares.width} bytes",
+            formula=f"{chosen.copied:,} bytes",
             source=source,
             alive=alive,
         )

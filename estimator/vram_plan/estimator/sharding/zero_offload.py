@@ -44,7 +44,7 @@ def away(
 def flat_offload_entries(shares: Shares) -> list[Entry]:
     """Stages 1 and 2 with the optimizer on the host."""
     size, width = shares.partition, shares.width
-    accumulates = shares.config.grad_accum > 1
+    accumulates = shares.config.grad_accum > 1 and shares.config.zero == 2
     fp32 = pinned(shares, FP32 * size)
     staging = width * shares.largest
     kept = sum(pinned(shares, width * n) for n in _in_partition(shares)) if accumulates else 0
@@ -69,7 +69,7 @@ def _in_partition(shares: Shares) -> list[int]:
     """Weights of the partition of the first rank."""
     return [
         piece.numel
-        for piece, begin in zip(shares.trained, shares.offsets, strict=False)
+        for piece, begin in zip(shares.trained, shares.layout.offsets, strict=False)
         if begin < shares.partition
     ]
 
@@ -100,13 +100,9 @@ def _swapped_entries(shares: Shares, elements: int, largest: int) -> list[Entry]
     nvme: Place = "nvme"
     source = f"{SWAPPER}/optimizer_utils.py"
     return [
-        away(
-            shares, "master_weights", "fp32 master weights", FP32 * elements, source, place=nvme
-        ),
+        away(shares, "master_weights", "fp32 master weights", FP32 * elements, source, place=nvme),
         away(shares, "gradients", "fp32 gradients", FP32 * elements, source, place=nvme),
-        away(
-            shares, "optimizer_states", "Adam moments", 2 * FP32 * elements, source, place=nvme
-        ),
+        away(shares, "optimizer_states", "Adam moments", 2 * FP32 * elements, source, place=nvme),
         away(
             shares,
             "buffers",

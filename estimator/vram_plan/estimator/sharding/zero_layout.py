@@ -1,0 +1,203 @@
+"""The weights of a model in the order of its forward pass, as ZeRO cuts and reduces them.
+
+Nothing here depends on the data of a micro-batch, so a layout is made once for many plans.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from itertools import pairwise
+
+from vram_plan.estimator.chain import Link
+from vram_plan.estimator.sharding.zero_bucket import Reduction, flattened, reductions
+
+Key = tuple[int, int, str]
+"""(link, layer, name) of a block's weight; (−1, −1, name) outside the blocks."""
+Structure = tuple["LinkShape", ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """One weight where the forward pass first needs it.
+
+    Attributes:
+        numel: elements, those of a size class stretched to its nominal size.
+        itemsize: bytes of one as DeepSpeed holds it (0.5 for 4-bit codes).
+        trainable: a gradient is made for it.
+        link: index of its segment in the chain.
+        layer: which of the segment's repetitions.
+        key: the same for a weight that two segments share.
+    """
+
+    numel: int
+    itemsize: float
+    trainable: bool
+    link: int
+    layer: int
+    key: Key
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParamShape:
+    """One weight of a segment."""
+
+    name: str
+    numel: int
+    itemsize: float
+    trainable: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkShape:
+    """One segment of the chain; ``returns`` says that a gradient passes back through it."""
+
+    layered: bool
+    count: int
+    repeats: bool
+    returns: bool
+    params: tuple[ParamShape, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrival:
+    """A reduction during the backward pass.
+
+    Attributes:
+        at: the weight whose gradient arrives then; None once the backward pass is over.
+        within: gradients that are reduced.
+        first: first partition that it reaches.
+        last: last partition that it reaches.
+        copied: elements of the flat copy it makes.
+        elements: that leave autograd's tensors for the bucket.
+    """
+
+    at: Piece | None
+    within: tuple[Piece, ...]
+    first: int
+    last: int
+    copied: int
+    elements: int
+
+
+class Layout:
+    """All weights of a chain, tied ones once, and what follows from their sizes alone."""
+
+    def __init__(self, structure: Structure) -> None:
+        self.structure = structure
+
+    @cached_property
+    def pieces(self) -> tuple[Piece, ...]:
+        """Every weight in the order of the forward pass."""
+        found: dict[Key, Piece] = {}
+        for index, link in enumerate(self.structure):
+            if link.repeats:
+                continue
+            for layer in range(link.count):
+                for param in link.params:
+                    key = (index, layer, param.name) if link.layered else (-1, -1, param.name)
+                    if key not in found:
+                        found[key] = Piece(
+                            numel=param.numel,
+                            itemsize=param.itemsize,
+                            trainable=param.trainable,
+                            link=index,
+                            layer=layer,
+                            key=key,
+                        )
+        return tuple(found.values())
+
+    @cached_property
+    def trained(self) -> tuple[Piece, ...]:
+        """The weights that learn."""
+        return tuple(piece for piece in self.pieces if piece.trainable)
+
+    @cached_property
+    def offsets(self) -> tuple[int, ...]:
+        """Where each trained weight begins in the flat buffer, and the end."""
+        total, found = 0, [0]
+        for piece in self.trained:
+            total += piece.numel
+            found.append(total)
+        return tuple(found)
+
+    @cached_property
+    def largest(self) -> int:
+        """Elements of the largest weight that learns."""
+        return max((piece.numel for piece in self.trained), default=0)
+
+
+@lru_cache(maxsize=512)
+def _layout(structure: Structure) -> Layout:
+    return Layout(structure)
+
+
+def layout_of(links: tuple[Link, ...], *, scale: float, width: int, code: float) -> Layout:
+    """The layout of a chain; ``code`` are the bytes of a quantized weight's element."""
+    return _layout(
+        tuple(
+            LinkShape(
+                layered=link.segment.kind == "layer",
+                count=link.count,
+                repeats=link.segment.repeats,
+                returns=bool(link.cost.backward),
+                params=tuple(
+                    ParamShape(
+                        name=param.name,
+                        numel=round(param.numel * (1.0 if param.added else scale)),
+                        itemsize=code if param.packed else width,
+                        trainable=param.trainable,
+                    )
+                    for param in link.cost.params
+                ),
+            )
+            for link in links
+        )
+    )
+
+
+@lru_cache(maxsize=1024)
+def spans(layout: Layout, size: int) -> dict[int, int]:
+    """Partition → elements of all weights that lie in it, cut ones counted whole."""
+    firsts: dict[int, int] = {}
+    lasts: dict[int, int] = {}
+    for begin, end in pairwise(layout.offsets):
+        if end > begin:
+            for part in range(begin // size, (end - 1) // size + 1):
+                firsts.setdefault(part, begin)
+                lasts[part] = end
+    return {part: lasts[part] - begin for part, begin in firsts.items()}
+
+
+@lru_cache(maxsize=1024)
+def arrivals(layout: Layout, size: int, bucket: int) -> tuple[Arrival, ...]:
+    """Reductions in the order of the backward pass."""
+    return tuple(_arrivals(layout, size, bucket, layout.trained[::-1], backward=True))
+
+
+@lru_cache(maxsize=1024)
+def departures(layout: Layout, size: int, bucket: int) -> tuple[Arrival, ...]:
+    """Reductions after the backward pass, in the order of the flat buffer."""
+    return tuple(_arrivals(layout, size, bucket, layout.trained, backward=False))
+
+
+def _arrivals(
+    layout: Layout, size: int, bucket: int, order: tuple[Piece, ...], *, backward: bool
+) -> Iterator[Arrival]:
+    count = len(order)
+    for r in reductions([piece.numel for piece in order], bucket):
+        first, end = (count - r.end, count - r.first) if backward else (r.first, r.end)
+        begin, stop = layout.offsets[first], layout.offsets[end]
+        yield Arrival(
+            at=_waits(order, r) if backward else None,
+            within=order[r.first : r.end],
+            first=begin // size,
+            last=(stop - 1) // size,
+            copied=flattened(begin, stop, size, bucket),
+            elements=0 if r.oversized else r.elements,
+        )
+
+
+def _waits(order: tuple[Piece, ...], r: Reduction) -> Piece | None:
+    return order[r.end] if r.end < len(order) else None

@@ -1,0 +1,179 @@
+"""What a tape counts: storages with their bytes, symbolic tensors, weights, backward functions.
+
+Reference counts decide how long a storage lives, as in PyTorch; see ``tape.py``.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from sys import getrefcount
+
+ROUNDING_BYTES = 512
+
+Backward = Callable[["Tensor"], "tuple[Tensor | None, ...]"]
+
+
+class Meter:
+    """Counts live bytes by component and remembers the moment of the peak."""
+
+    __slots__ = ("by_component", "live", "peak", "peak_by_component")
+
+    def __init__(self) -> None:
+        self.live = 0
+        self.peak = 0
+        self.by_component: dict[str, int] = {}
+        self.peak_by_component: dict[str, int] = {}
+
+    def take(self, nbytes: int, component: str) -> None:
+        """Add ``nbytes`` of ``component``."""
+        live = self.live = self.live + nbytes
+        by = self.by_component
+        by[component] = by.get(component, 0) + nbytes
+        if live > self.peak:
+            self.peak = live
+            self.peak_by_component = by.copy()
+
+    def give(self, nbytes: int, component: str) -> None:
+        """Remove ``nbytes`` of ``component``."""
+        self.live -= nbytes
+        self.by_component[component] -= nbytes
+
+    def mark(self) -> None:
+        """Start a new measurement: the peak is what lives now."""
+        self.peak = self.live
+        self.peak_by_component = self.by_component.copy()
+
+
+class Storage:
+    """Bytes that live until the last reference to this object goes."""
+
+    __slots__ = ("__weakref__", "component", "meter", "nbytes")
+
+    def __init__(self, meter: Meter, nbytes: int, component: str) -> None:
+        self.nbytes = (nbytes + ROUNDING_BYTES - 1) // ROUNDING_BYTES * ROUNDING_BYTES
+        self.component = component
+        self.meter = meter
+        meter.take(self.nbytes, component)
+
+    def __del__(self) -> None:
+        self.meter.give(self.nbytes, self.component)
+
+
+class Tensor:
+    """A symbolic tensor: a number of elements, their size, a storage and the node that made it.
+
+    Two flags matter for gradients alone. ``is_view``: a view keeps its base alive, so the engine
+    never adds to it in place. ``by_token``: heads lie behind one another for each token, as a
+    projection makes them, so that undoing a transposition needs no copy.
+    """
+
+    __slots__ = ("by_token", "is_view", "itemsize", "node", "numel", "storage")
+
+    def __init__(
+        self, numel: int, itemsize: int, storage: Storage | None, node: "Node | None" = None
+    ) -> None:
+        self.numel = numel
+        self.itemsize = itemsize
+        self.storage = storage
+        self.node = node
+        self.is_view = False
+        self.by_token = False
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether a gradient flows back through this tensor."""
+        return self.node is not None
+
+    def view(self, numel: int | None = None) -> "Tensor":
+        """The same storage under another shape (``numel`` differs for slices and expansions)."""
+        seen = Tensor(
+            self.numel if numel is None else numel, self.itemsize, self.storage, self.node
+        )
+        seen.is_view = True
+        return seen
+
+    def moved(self) -> "Tensor":
+        """This tensor for a new owner alone: whoever else holds it holds an empty shell."""
+        out = Tensor(self.numel, self.itemsize, self.storage, self.node)
+        out.by_token = self.by_token
+        self.storage = None
+        return out
+
+
+@dataclass(eq=False, slots=True)
+class Param:
+    """A weight. Its bytes are an entry of the ledger, not of the tape; its gradient is the tape's.
+
+    Attributes:
+        name: module path inside its segment, such as ``self_attn.q_proj.weight``.
+        numel: elements on this rank.
+        itemsize: bytes per element as held (0.5 for 4-bit codes never reaches the tape: a
+            quantized weight is a frozen one).
+        trainable: whether a gradient is made for it.
+        accumulates: a gradient is already there (second micro-batch, or a tied weight).
+        packed: held quantized; its bytes are an entry of the quantization.
+        added: belongs to the training method, not to the base model.
+        shape: its dimensions on this rank.
+        grad: the gradient, once made.
+    """
+
+    name: str
+    numel: int
+    itemsize: int
+    trainable: bool
+    accumulates: bool = False
+    packed: bool = False
+    added: bool = False
+    shape: tuple[int, ...] = ()
+    grad: "Tensor | None" = None
+
+    def accumulate(self, grad: Tensor) -> None:
+        """Keep the gradient, or add it in place to the one that is there."""
+        if self.grad is None and not self.accumulates:
+            self.grad = grad
+
+
+class Node:
+    """One backward function with what it saved (held by the closure) and where gradients go."""
+
+    __slots__ = ("component", "edges", "fn", "grad", "paged")
+
+    def __init__(
+        self, fn: Backward, edges: "tuple[Node | Param | None, ...]", component: str
+    ) -> None:
+        self.fn: Backward | None = fn
+        self.edges = edges
+        self.component = component
+        self.grad: Tensor | None = None
+        self.paged: tuple[int, ...] = ()
+
+    def accumulate(self, grad: Tensor) -> None:
+        """Add an incoming gradient as ``InputBuffer::add`` does.
+
+        In place where the stored one is no view and nobody else refers to it, else into a new
+        tensor (``can_accumulate_inplace``).
+        """
+        held = self.grad
+        if held is None:
+            self.grad = grad
+            return
+        storage = held.storage
+        # Two references: the tensor's attribute and the local name; getrefcount's argument is
+        # the third. The tensor itself is held by self.grad, by the local name and the argument.
+        alone = storage is not None and getrefcount(storage) <= 3 and getrefcount(held) <= 3
+        if alone and not held.is_view:
+            return
+        meter_of = grad.storage or storage
+        if meter_of is not None:
+            nbytes = grad.numel * grad.itemsize
+            self.grad = Tensor(
+                grad.numel, grad.itemsize, Storage(meter_of.meter, nbytes, meter_of.component)
+            )
+
+
+class Leaf(Node):
+    """The end of a gradient's way: an input of a segment that requires one."""
+
+    __slots__ = ()
+
+    def __init__(self) -> None:
+        super().__init__(lambda grad: (), (), "temporaries")
