@@ -65,7 +65,11 @@ def build_chain(
             checkpoint=_checkpoint(shape.checkpoint, segment),
             keeps_gradients=shape.keeps_gradients,
             awaited=journeys.awaited(i),
-            input_gradients=segment.kind == "embedding" and shape.checkpoint in RECOMPUTED,
+            input_gradients=(
+                how.method.adds
+                and segment.kind == "embedding"
+                and shape.checkpoint in RECOMPUTED
+            ),
         )
         for link in _repeat(run, journeys, i):
             links.append(link)

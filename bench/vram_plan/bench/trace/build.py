@@ -73,7 +73,7 @@ def build_model(config: TraceConfig) -> Any:
         model = quantize_layers(model, config, DTYPES[config.autocast or config.dtype])
     install_loss(model, config.loss)
     model = apply_method(model, config, task)
-    if config.checkpointing == "full" and config.method != "full":
+    if config.checkpointing == "full" and config.method not in {"full", "freeze", "bitfit"}:
         _input_gradients(model)
     return model.train()
 

@@ -32,9 +32,7 @@ def layer(f: Forward, x: Tensor, shared: Mapping[str, Tensor]) -> Tensor:
     return x
 
 
-def self_attention(
-    f: Forward, x: Tensor, cos: Tensor, sin: Tensor
-) -> tuple[Tensor, Tensor | None]:
+def self_attention(f: Forward, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor | None]:
     """``GptOssAttention.forward``: its output and, from eager attention, the probabilities."""
     spec, entered = f.spec, x
     q, k, v = query(f, x), key(f, x), value(f, x)
@@ -53,7 +51,9 @@ def attend(f: Forward, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor 
     the sizes are flash attention's; the gradient of the sinks is one number a head.
     """
     if f.how.attention == "sdpa":
-        raise ValueError("--attention sdpa: gpt-oss has sinks, which it lacks; choose flash or eager")
+        raise ValueError(
+            "--attention sdpa: gpt-oss has sinks, which it lacks; choose flash or eager"
+        )
     heads = f.heads()
     sinks = f.param("self_attn.sinks", (heads.heads,), "sinks")
     if f.how.attention == "eager":

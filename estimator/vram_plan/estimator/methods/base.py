@@ -21,9 +21,19 @@ class Method:
     __slots__ = ()
 
     @property
+    def adds(self) -> bool:
+        """Whether weights are added to the model (PEFT then wraps it)."""
+        return False
+
+    @property
     def virtual_tokens(self) -> int:
         """Positions prepended to every sequence (prompt tuning)."""
         return 0
+
+    @property
+    def asks_input_gradients(self) -> bool:
+        """Whether a checkpointed model's looked-up tokens are made to require a gradient."""
+        return False
 
     @property
     def prefix_tokens(self) -> int:

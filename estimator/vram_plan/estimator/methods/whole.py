@@ -43,6 +43,16 @@ class BitFit(Method):
 class Frozen(Method):
     """Nothing of the base model learns; what adapters inherit."""
 
+    @property
+    def adds(self) -> bool:
+        """Adapters are added."""
+        return True
+
+    @property
+    def asks_input_gradients(self) -> bool:
+        """PEFT asks for them: ``peft_model.py`` ``prepare_model_for_gradient_checkpointing``."""
+        return True
+
     def trains(self, name: str, kind: str, layer: int) -> bool:
         """No base weight learns."""
         return False

@@ -42,9 +42,7 @@ def _turn(t: Tape, parts: tuple[Tensor, ...], cos: Tensor, sin: Tensor) -> Tenso
     return concat(t, (first, second))
 
 
-def rotate_complex(
-    t: Tape, q: Tensor, k: Tensor, turns: Tensor
-) -> tuple[Tensor, Tensor]:
+def rotate_complex(t: Tape, q: Tensor, k: Tensor, turns: Tensor) -> tuple[Tensor, Tensor]:
     """``view_as_real(view_as_complex(x.float()) * freqs_cis).type_as(x)`` of q and k.
 
     ``apply_rotary_emb`` of transformers 5.23.0 ``models/deepseek_v2/modeling_deepseek_v2.py``. A

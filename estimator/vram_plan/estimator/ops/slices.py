@@ -47,9 +47,7 @@ def expand(t: Tape, x: Tensor, times: int) -> Tensor:
 def pad(t: Tape, x: Tensor, numel: int) -> Tensor:
     """``functional.pad`` of the last dimension: a copy; so is its gradient."""
     before, itemsize = x.numel, x.itemsize
-    return t.record(
-        t.new(numel, itemsize), (x.node,), lambda grad: (t.new(before, itemsize),)
-    )
+    return t.record(t.new(numel, itemsize), (x.node,), lambda grad: (t.new(before, itemsize),))
 
 
 def crop(t: Tape, x: Tensor, numel: int) -> Tensor:
