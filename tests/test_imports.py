@@ -12,7 +12,7 @@ HEAVY = ("torch", "numpy", "pandas", "transformers", "peft", "deepspeed", "plotl
     "statement",
     [
         "from vram_plan.estimator import plan; plan('7b', zero=2, gpus=8)",
-        "from vram_plan.app.main import _register; _register()",
+        "import vram_plan.app.plan_command, vram_plan.app.catalogue_commands, vram_plan.app.main",
         "import vram_plan.bench, vram_plan.reports",
     ],
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -206,7 +206,7 @@ def test_expert_parallelism_divides_experts(family: str) -> None:
 
 
 @pytest.fixture
-def balanced_dbrx(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def balanced_dbrx(monkeypatch: pytest.MonkeyPatch) -> None:
     """DBRX's loop asks which tokens chose an expert; fake tensors cannot say: all equally many."""
     import torch
     from transformers.models.dbrx import modeling_dbrx
@@ -230,7 +230,6 @@ def balanced_dbrx(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             return torch.empty((mask.numel() // experts, 2), dtype=torch.long).unbind(1)
 
     monkeypatch.setattr(modeling_dbrx, "torch", Balanced())
-    yield
 
 
 @pytest.mark.usefixtures("balanced_dbrx")

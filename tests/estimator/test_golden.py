@@ -89,6 +89,23 @@ def test_qlora_fits_as_its_paper_says(model: str, gpu: str) -> None:
     assert found.fits[0].verdict == "fits"
 
 
+# torch.cuda.max_memory_allocated of A100-80GB runs, foundation-model-stack/fms-acceleration
+# @876e2ed6f scripts/benchmarks/refs/a100_80gb.csv: Mistral-7B, full fine-tuning in pure bf16,
+# checkpointing, flash attention, 4,096 tokens. The rest, 17 MB, are two cuBLAS workspaces.
+MEASURED_ON_A100 = [
+    ({"micro_batch": 4}, 72_434_837_504),
+    ({"micro_batch": 8}, 72_435_230_720),
+    ({"micro_batch": 2, "gpus": 2, "engine": "fsdp1", "weights_dtype": "bf16"}, 36_225_939_968),
+    ({"micro_batch": 4, "gpus": 2, "engine": "fsdp1", "weights_dtype": "bf16"}, 36_226_136_576),
+]
+
+
+@pytest.mark.parametrize(("options", "measured"), MEASURED_ON_A100)
+def test_measured_on_a100(options: dict[str, Any], measured: int) -> None:
+    found = plan("mistralai/Mistral-7B-v0.1", checkpointing="full", seq_len=4096, **options)
+    assert found.memory.allocated_bytes == pytest.approx(measured, rel=0.0005)
+
+
 def _offloaded(offload: str) -> Plan:
     return plan(
         "13b",

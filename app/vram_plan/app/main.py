@@ -3,14 +3,34 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 
 import click
 from click_default_group import DefaultGroup
 
+_COMMANDS = {"plan": "plan_command", "models": "catalogue_commands", "gpus": "catalogue_commands"}
+"""Command → module that has it under its name."""
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
-@click.group(cls=DefaultGroup, default="plan", default_if_no_args=False, context_settings=CONTEXT)
+class Commands(DefaultGroup):  # type: ignore[misc]  # the package has no types
+    """Commands by name; the module of one is imported when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names in alphabetical order."""
+        return sorted(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command; any other word is an option of the default one."""
+        name = cmd_name if cmd_name in _COMMANDS else self.default_cmd_name
+        if name not in self.commands:
+            module = import_module(f"vram_plan.app.{_COMMANDS[name]}")
+            self.add_command(getattr(module, name))
+        found: click.Command | None = super().get_command(ctx, cmd_name)
+        return found
+
+
+@click.group(cls=Commands, default="plan", default_if_no_args=False, context_settings=CONTEXT)
 @click.version_option(package_name="vram-plan", message="%(prog)s %(version)s")
 def cli() -> None:
     """Say whether a fine-tune fits, before anyone rents a GPU.
@@ -26,17 +46,8 @@ def cli() -> None:
     """
 
 
-def _register() -> None:
-    from vram_plan.app.catalogue_commands import gpus, models
-    from vram_plan.app.plan_command import plan
-
-    for command in (plan, models, gpus):
-        cli.add_command(command)
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; what a person got wrong is one line on stderr and exit code 2."""
-    _register()
     try:
         code = cli.main(args=arguments, prog_name="vram-plan", standalone_mode=False)
     except click.exceptions.Exit as stop:

@@ -66,9 +66,7 @@ def build_chain(
             keeps_gradients=shape.keeps_gradients,
             awaited=journeys.awaited(i),
             input_gradients=(
-                how.method.adds
-                and segment.kind == "embedding"
-                and shape.checkpoint in RECOMPUTED
+                how.method.adds and segment.kind == "embedding" and shape.checkpoint in RECOMPUTED
             ),
         )
         for link in _repeat(run, journeys, i):

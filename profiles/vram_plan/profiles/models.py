@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from vram_plan.profiles.model import ModelSpec
@@ -14,7 +13,7 @@ from vram_plan.profiles.sizes import size_class, size_classes
 
 __all__ = ["CatalogueEntry", "catalogue", "known_names", "raw_config", "resolve_model"]
 
-_FOLDER = Path(__file__).parent / "data" / "models"
+_FOLDER = os.path.join(os.path.dirname(__file__), "data", "models")
 _OWN_KEYS = ("aliases", "source", "parameters")
 # TOML has no null: in these files a field that is null in the config.json is left out. For these
 # the configuration classes tell the two apart, and null is what the published files say.
@@ -49,11 +48,13 @@ class CatalogueEntry:
 
 
 @cache
-def _family(path: Path) -> tuple[CatalogueEntry, ...]:
+def _family(path: str) -> tuple[CatalogueEntry, ...]:
     import tomllib
 
-    tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    return tuple(_entry(name, path.stem, table) for name, table in tables.items())
+    with open(path, "rb") as file:
+        tables = tomllib.load(file)
+    family = os.path.basename(path).removesuffix(".toml")
+    return tuple(_entry(name, family, table) for name, table in tables.items())
 
 
 def _entry(name: str, family: str, table: dict[str, Any]) -> CatalogueEntry:
@@ -68,8 +69,14 @@ def _entry(name: str, family: str, table: dict[str, Any]) -> CatalogueEntry:
     )
 
 
-def _files() -> list[Path]:
-    return sorted(_FOLDER.glob("*.toml"))
+def _text(path: str) -> str:
+    with open(path, encoding="utf-8") as file:
+        return file.read()
+
+
+def _files() -> list[str]:
+    names = sorted(name for name in os.listdir(_FOLDER) if name.endswith(".toml"))
+    return [os.path.join(_FOLDER, name) for name in names]
 
 
 @cache
@@ -90,7 +97,7 @@ def find_entry(text: str) -> CatalogueEntry | None:
     Only files that contain the text are parsed.
     """
     wanted = text.casefold()
-    files = [path for path in _files() if wanted in path.read_text(encoding="utf-8").casefold()]
+    files = [path for path in _files() if wanted in _text(path).casefold()]
     entries = [entry for path in files for entry in _family(path)]
     for names in (_names, _last_parts):
         for entry in entries:
@@ -144,8 +151,9 @@ def _from_outside(text: str) -> ModelSpec:
     from vram_plan.profiles.hub import fetch_config, is_hub_id
 
     if os.path.exists(text) or _looks_like_path(text):
-        path = Path(text).expanduser() if text.startswith("~") else Path(text)
-        return from_hf_config(read_config(path), name=text, source=text)
+        from pathlib import Path
+
+        return from_hf_config(read_config(Path(text).expanduser()), name=text, source=text)
     if is_hub_id(text):
         try:
             raw = fetch_config(text)

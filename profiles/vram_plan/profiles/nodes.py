@@ -126,7 +126,8 @@ def default_node(gpu: GpuSpec, gpus_per_node: int) -> NodeSpec:
         network_bytes_per_s=_scaled(reference.network_bytes_per_s, part),
         cpus=max(1, int(reference.cpus * share)),
         note=_joined(
-            f"assumed: no node was named, so {gpus_per_node} GPUs of a {reference.name} and all of its host memory",
+            f"assumed: no node was named, so {gpus_per_node} GPUs of a {reference.name} "
+            "and all of its host memory",
             reference.note,
         ),
     )

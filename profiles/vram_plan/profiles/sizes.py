@@ -7,17 +7,17 @@ name counts. The shapes and their sources are in `data/sizes.csv`.
 from __future__ import annotations
 
 import csv
+import os
 import re
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import lru_cache
-from pathlib import Path
 
 from vram_plan.profiles.model import ModelSpec
 
 __all__ = ["SizeClass", "size_class", "size_classes"]
 
-_FILE = Path(__file__).parent / "data" / "sizes.csv"
+_FILE = os.path.join(os.path.dirname(__file__), "data", "sizes.csv")
 _PATTERN = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,6})?)([mbt])", re.IGNORECASE | re.ASCII)
 _UNITS = {"m": 10**6, "b": 10**9, "t": 10**12}
 _RANGE = (10**7, 10**13)
@@ -69,7 +69,7 @@ class SizeClass:
 @lru_cache(maxsize=1)
 def size_classes() -> tuple[SizeClass, ...]:
     """All listed classes, smallest first."""
-    with _FILE.open(encoding="utf-8", newline="") as file:
+    with open(_FILE, encoding="utf-8", newline="") as file:
         rows = csv.DictReader(line for line in file if not line.startswith("#"))
         return tuple(_read(row) for row in rows)
 

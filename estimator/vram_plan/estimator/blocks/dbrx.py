@@ -15,8 +15,8 @@ from vram_plan.estimator.ops.attention import batched_product, softmax
 from vram_plan.estimator.ops.elementwise import cast, relayout
 from vram_plan.estimator.ops.experts import INDEX_BYTES, clamp, gather_rows, topk
 from vram_plan.estimator.ops.loop import Stack, index_add
-from vram_plan.estimator.ops.routing import divide_by_norm
 from vram_plan.estimator.ops.rotary import rotate
+from vram_plan.estimator.ops.routing import divide_by_norm
 from vram_plan.estimator.ops.split import split
 from vram_plan.estimator.segment import Composition, Segment
 from vram_plan.estimator.tape import Tensor
@@ -68,7 +68,7 @@ def self_attention(f: Forward, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def feed_forward(f: Forward, x: Tensor) -> Tensor:
-    """``DbrxFFN.forward``: softmax in the logits' dtype, the chosen weights divided by their norm."""
+    """``DbrxFFN.forward``; its router is an ``nn.Linear``."""
     spec = f.spec
     logits = f.linear("ffn.router.layer", x, (spec.hidden_size, spec.num_experts))
     weights, index = route(f, logits)

@@ -12,14 +12,17 @@ from vram_plan.estimator.ops.attention import softmax
 from vram_plan.estimator.ops.elementwise import activation, mul, narrow, scale, shift
 from vram_plan.estimator.ops.experts import clamp, topk
 from vram_plan.estimator.ops.pairs import rotate_chunks
-from vram_plan.estimator.ops.sinks import sink_attention
+from vram_plan.estimator.ops.sinks import sink_attention, with_sinks
 from vram_plan.estimator.segment import Composition, Shared
 from vram_plan.estimator.tape import Tensor
 from vram_plan.profiles.model import ModelSpec
 
 
 def layer(f: Forward, x: Tensor, shared: Mapping[str, Tensor]) -> Tensor:
-    """``GptOssDecoderLayer.forward``, transformers 5.23.0 ``models/gpt_oss/modeling_gpt_oss.py``."""
+    """``GptOssDecoderLayer.forward``.
+
+    transformers 5.23.0 ``models/gpt_oss/modeling_gpt_oss.py``.
+    """
     hidden, residual = f.spec.hidden_size, x
     x = f.rms_norm_wide("input_layernorm", x, hidden)
     x, held = self_attention(f, x, shared["cos"], shared["sin"])
@@ -47,8 +50,8 @@ def self_attention(f: Forward, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Ten
 def attend(f: Forward, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor | None]:
     """The kernel: the class's own eager code, or a flash kernel that takes the sinks.
 
-    The classes refuse sdpa. Of the flash kernels they accept (``_compatible_flash_implementations``)
-    the sizes are flash attention's; the gradient of the sinks is one number a head.
+    The classes refuse sdpa. The flash kernels they accept (``_compatible_flash_implementations``)
+    keep what flash attention keeps.
     """
     if f.how.attention == "sdpa":
         raise ValueError(
@@ -58,7 +61,7 @@ def attend(f: Forward, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor 
     sinks = f.param("self_attn.sinks", (heads.heads,), "sinks")
     if f.how.attention == "eager":
         return sink_attention(f.t, (q, k, v), sinks, heads)
-    return f.attention(q, k, v), None
+    return with_sinks(f.t, f.attention(q, k, v), sinks), None
 
 
 def sparse_block(f: Forward, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -95,7 +98,7 @@ def compose(spec: ModelSpec) -> Composition:
 
 
 def half_tables(f: Forward) -> dict[str, Shared]:
-    """cos and sin [1, seq, head_dim / 2], position ids and the masks."""
+    """The tables [1, seq, head_dim / 2] of cos and sin, position ids and the masks."""
     made = rotary_tables(f)
     table = Shared(numel=f.seq * f.spec.rotary_dim // 2, itemsize=made["cos"].itemsize)
     return made | {"cos": table, "sin": table}

@@ -1,4 +1,4 @@
-"""Granite 3 with experts, and with a shared expert: multipliers on embedding, branches and logits."""
+"""Granite 3 with experts (and a shared one): multipliers on embedding, branches and logits."""
 
 from __future__ import annotations
 

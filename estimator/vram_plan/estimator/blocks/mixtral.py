@@ -13,7 +13,7 @@ from vram_plan.profiles.model import ModelSpec
 
 
 def layer(f: Forward, x: Tensor, shared: Mapping[str, Tensor]) -> Tensor:
-    """``MixtralDecoderLayer.forward``, transformers 5.23.0 ``models/mixtral/modeling_mixtral.py``."""
+    """``MixtralDecoderLayer.forward``, transformers 5.23.0 ``modeling_mixtral.py``."""
     return prenorm_layer(f, x, shared, self_attention, sparse_block)
 
 

@@ -31,11 +31,6 @@ class Method:
         return 0
 
     @property
-    def asks_input_gradients(self) -> bool:
-        """Whether a checkpointed model's looked-up tokens are made to require a gradient."""
-        return False
-
-    @property
     def prefix_tokens(self) -> int:
         """Keys and values prepended in every attention (prefix tuning)."""
         return 0

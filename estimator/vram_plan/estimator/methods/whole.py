@@ -48,11 +48,6 @@ class Frozen(Method):
         """Adapters are added."""
         return True
 
-    @property
-    def asks_input_gradients(self) -> bool:
-        """PEFT asks for them: ``peft_model.py`` ``prepare_model_for_gradient_checkpointing``."""
-        return True
-
     def trains(self, name: str, kind: str, layer: int) -> bool:
         """No base weight learns."""
         return False

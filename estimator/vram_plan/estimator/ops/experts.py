@@ -143,7 +143,7 @@ def add_in_place(t: Tape, x: Tensor, y: Tensor) -> Tensor:
 
 
 def pick(t: Tape, x: Tensor, index: Tensor) -> Tensor:
-    """``x.gather(-1, index)``: keeps the index; its gradient is scattered into zeros of x's size."""
+    """``x.gather(-1, index)``: keeps the index; zeros of x's size take the gradient."""
     return gather_rows(t, x, index, index.numel)
 
 

@@ -19,7 +19,7 @@ def rotate_slices(t: Tape, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """``x[..., 0::2]`` and ``x[..., 1::2]`` turned against each other.
 
     ``apply_rotary_pos_emb_interleave`` of transformers 5.23.0
-    ``models/deepseek_v3/modeling_deepseek_v3.py``: each slice's gradient fills a tensor of x's size.
+    ``models/deepseek_v3/modeling_deepseek_v3.py``: a slice's gradient fills a tensor of x's size.
     """
     half = x.numel // 2
     return _turn(t, (narrow(t, x, half), narrow(t, x, half)), cos, sin)

@@ -20,7 +20,8 @@ def sink_attention(
 ) -> tuple[Tensor, Tensor]:
     """``eager_attention_forward`` of transformers 5.23.0 ``models/gpt_oss/modeling_gpt_oss.py``.
 
-    Returns the probabilities too, which the layer holds. The softmax stays in the scores' dtype; the largest score of a row is subtracted first.
+    Returns the probabilities too, which the layer holds. The softmax stays in the scores' dtype;
+    the largest score of a row is subtracted first.
     """
     q, k, v = parts
     keys, values = repeat_heads(t, k, s), repeat_heads(t, v, s)
@@ -36,6 +37,17 @@ def sink_attention(
     out = merged(t, out, s)
     del combined, probabilities
     return out, weights
+
+
+def with_sinks(t: Tape, out: Tensor, sinks: Param) -> Tensor:
+    """The output of a flash kernel that reads the sinks: their gradient comes with the others."""
+    edge = sinks if sinks.trainable else None
+    same = Tensor(out.numel, out.itemsize, out.storage)
+
+    def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
+        return grad, t.new(sinks.numel, sinks.itemsize, "gradients") if edge is not None else None
+
+    return t.record(same, (out.node, edge), backward)
 
 
 def append_sinks(t: Tape, weights: Tensor, sinks: Param, s: Heads) -> Tensor:
