@@ -57,6 +57,10 @@ EAGER_ONLY = frozenset({"bloom", "codegen", "mpt"})
 """Architectures whose classes in transformers 5.23.0 have no other attention kernel."""
 WITHOUT_SDPA = frozenset({"gptj", "gpt_neo"})
 """Those that have flash attention but not PyTorch's."""
+WITHOUT_FLASH = frozenset({"t5", "mt5", "umt5"})
+"""Those whose position bias no flash attention takes."""
+WITHOUT_CHECKPOINTING = frozenset({"albert"})
+"""Classes that cannot recompute."""
 LOSSES = ("hf", "fused-ce", "chunked", "liger")
 KV_DTYPES = ("bf16", "fp16", "fp32", "fp8", "int8")
 PROMPT_ENCODERS = ("mlp", "lstm")

@@ -216,6 +216,13 @@ def _kernels(config: TrainConfig) -> Iterator[str]:
         return
     if family in choices.EAGER_ONLY and kernel != "eager":
         yield f"--attention {kernel}: transformers' {family} has eager attention only; choose eager"
+    if family in choices.WITHOUT_FLASH and kernel in {"flash", "block-sparse"}:
+        yield f"--attention {kernel}: transformers' {family} lacks it; choose sdpa or eager"
+    if family in choices.WITHOUT_CHECKPOINTING and config.checkpointing != "none":
+        yield (
+            f"--checkpointing {config.checkpointing}: transformers cannot checkpoint {family}; "
+            "choose none"
+        )
     if family in choices.WITHOUT_SDPA and kernel == "sdpa":
         yield f"--attention sdpa: transformers' {family} lacks it; choose flash or eager"
 

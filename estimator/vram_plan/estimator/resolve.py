@@ -140,6 +140,9 @@ def _resolve_precision(model: ModelSpec, values: dict[str, Any], notes: list[str
         if "attention" not in values:
             notes.append(f"attention eager: transformers' {model.model_type} has no other")
         values.setdefault("attention", "eager")
+    if model.model_type in choices.WITHOUT_FLASH and "attention" not in values:
+        notes.append(f"attention sdpa: transformers' {model.model_type} has no flash attention")
+        values["attention"] = "sdpa"
     if precision == "fp32" and "attention" not in values:
         values["attention"] = "eager" if model.model_type in choices.WITHOUT_SDPA else "sdpa"
         notes.append(f"attention {values['attention']}: flash attention computes in 16 bits only")
