@@ -127,7 +127,7 @@ class Forward:
         found = self.params.get(name)
         if found is None:
             how = self.how
-            wide = kind != "linear" and kind != "expert"
+            wide = kind != "linear"
             dims = (shape,) if isinstance(shape, int) else shape
             found = self.params[name] = Param(
                 name=name,

@@ -116,10 +116,8 @@ def _resolve_method(model: ModelSpec, values: dict[str, Any], notes: list[str]) 
         values["method"] = "full"
     if method == "qlora":
         values.setdefault("quantization", "nf4")
-    if values.get("quantization") in {"nf4", "fp4"}:
-        values.setdefault("double_quant", method == "qlora")
-    if values.get("quantization") in BITSANDBYTES and values.get("task") != "inference":
-        values.setdefault("kbit_preparation", True)
+    if values.get("quantization", "none") != "none":
+        _resolve_quantization(model, values, notes)
     if method in LORA_FAMILY:
         values.setdefault("lora_targets", "all-linear")
     for name, value in _METHOD_DEFAULTS.get(method, {}).items():
@@ -127,6 +125,19 @@ def _resolve_method(model: ModelSpec, values: dict[str, Any], notes: list[str]) 
     if method == "freeze" and "freeze_layers" not in values:
         values["freeze_layers"] = max(0, model.num_blocks - LEARNING_BLOCKS)
         notes.append(f"--freeze-layers {values['freeze_layers']}: the last {LEARNING_BLOCKS} learn")
+
+
+def _resolve_quantization(model: ModelSpec, values: dict[str, Any], notes: list[str]) -> None:
+    """What comes with quantized weights: QLoRA's second quantization, PEFT's preparation."""
+    if values["quantization"] in {"nf4", "fp4"}:
+        values.setdefault("double_quant", values["method"] == "qlora")
+    if values["quantization"] in BITSANDBYTES and values.get("task") != "inference":
+        values.setdefault("kbit_preparation", True)
+    if model.num_experts:
+        notes.append(
+            "experts stay unquantized: transformers 5.23 stacks them in 3-D weights, and only "
+            "linear layers are replaced"
+        )
 
 
 def _resolve_precision(model: ModelSpec, values: dict[str, Any], notes: list[str]) -> None:

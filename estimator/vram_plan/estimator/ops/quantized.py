@@ -7,9 +7,7 @@ from vram_plan.estimator.quantization import BNB_BLOCK
 from vram_plan.estimator.tape import Param, Tape, Tensor
 
 
-def dequantized_linear(
-    t: Tape, x: Tensor, weight: Param, outputs: int, *, nested: bool
-) -> Tensor:
+def dequantized_linear(t: Tape, x: Tensor, weight: Param, outputs: int, *, nested: bool) -> Tensor:
     """``MatMul4Bit``: the weight is written out in 16 bits going forward and going back.
 
     bitsandbytes 0.50.2 ``autograd/_functions.py``; above 1,536 rows the CUDA backend always takes
