@@ -9,11 +9,12 @@ import pytest
 
 from vram_plan.estimator.blocks.registry import compose
 from vram_plan.estimator.chain import Link, Shape, build_chain
-from vram_plan.estimator.forward import Forward, Treatment
+from vram_plan.estimator.forward import Forward
 from vram_plan.estimator.inventory import take_inventory
 from vram_plan.estimator.ops.fused_losses import liger_rows
 from vram_plan.estimator.segment import Composition
 from vram_plan.estimator.step import EMBEDDING_BACKWARD, FORWARD, LOSS, moments
+from vram_plan.estimator.treatment import Treatment
 from vram_plan.profiles.hf_config import from_hf_config
 from vram_plan.profiles.model import ModelSpec
 from vram_plan.profiles.models import catalogue

@@ -8,11 +8,11 @@ import pytest
 
 from vram_plan.estimator.blocks.registry import compose
 from vram_plan.estimator.chain import Link, Shape, build_chain
-from vram_plan.estimator.forward import Treatment
 from vram_plan.estimator.inventory import take_inventory
 from vram_plan.estimator.methods.base import Method
 from vram_plan.estimator.methods.lora import Lora
 from vram_plan.estimator.step import FORWARD, LOSS, moments
+from vram_plan.estimator.treatment import Treatment
 from vram_plan.profiles.hf_config import from_hf_config
 from vram_plan.profiles.model import ModelSpec
 from vram_plan.profiles.models import catalogue

@@ -9,13 +9,14 @@ import pytest
 
 from vram_plan.estimator.blocks.registry import compose
 from vram_plan.estimator.chain import Shape, build_chain
-from vram_plan.estimator.forward import Forward, Treatment
+from vram_plan.estimator.forward import Forward
 from vram_plan.estimator.inventory import take_inventory
 from vram_plan.estimator.methods.base import Method
 from vram_plan.estimator.methods.bottleneck import FUSED_ADAPTERS, Fusion, Houlsby, Pfeiffer
 from vram_plan.estimator.methods.mixed import Mam, UniPelt
 from vram_plan.estimator.methods.moelora import EXPERTS, MoeLora
 from vram_plan.estimator.tape import Leaf, Storage, Tensor
+from vram_plan.estimator.treatment import Treatment
 from vram_plan.profiles.hf_config import from_hf_config
 
 torch = pytest.importorskip("torch")

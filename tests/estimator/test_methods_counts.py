@@ -9,7 +9,6 @@ import pytest
 
 from vram_plan.estimator.blocks.registry import compose
 from vram_plan.estimator.chain import Shape, build_chain
-from vram_plan.estimator.forward import Treatment
 from vram_plan.estimator.inventory import take_inventory
 from vram_plan.estimator.methods.adalora import AdaLora
 from vram_plan.estimator.methods.base import Method
@@ -18,6 +17,7 @@ from vram_plan.estimator.methods.ia3 import Ia3
 from vram_plan.estimator.methods.lora import Lora
 from vram_plan.estimator.methods.prefix import Prefix
 from vram_plan.estimator.methods.prompts import Prompt, PTuning
+from vram_plan.estimator.treatment import Treatment
 from vram_plan.profiles.hf_config import from_hf_config
 
 torch = pytest.importorskip("torch")

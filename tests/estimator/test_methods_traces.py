@@ -13,7 +13,7 @@ import pytest
 
 from vram_plan.estimator.blocks.registry import compose
 from vram_plan.estimator.chain import Link, Shape, build_chain
-from vram_plan.estimator.forward import Forward, Treatment
+from vram_plan.estimator.forward import Forward
 from vram_plan.estimator.inventory import take_inventory
 from vram_plan.estimator.methods.base import Method
 from vram_plan.estimator.methods.dora import Dora
@@ -22,6 +22,7 @@ from vram_plan.estimator.methods.lora import Lora
 from vram_plan.estimator.methods.prefix import Prefix
 from vram_plan.estimator.methods.prompts import Prompt
 from vram_plan.estimator.step import moments
+from vram_plan.estimator.treatment import Treatment
 from vram_plan.profiles.hf_config import from_hf_config
 
 pytest.importorskip("torch")

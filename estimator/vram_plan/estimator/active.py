@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from vram_plan.estimator.blocks.registry import compose
 from vram_plan.estimator.chain import Shape, build_chain
-from vram_plan.estimator.forward import Treatment
 from vram_plan.estimator.inventory import take_inventory
+from vram_plan.estimator.treatment import Treatment
 from vram_plan.profiles.model import ModelSpec
 
 ROUTED = "experts"

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from vram_plan.estimator.carried import Journeys
-from vram_plan.estimator.forward import Treatment
 from vram_plan.estimator.ledger import Entry
 from vram_plan.estimator.segment import Composition, Segment
 from vram_plan.estimator.simulate import RECOMPUTED, Boundary, Cost, Run, simulate
+from vram_plan.estimator.treatment import Treatment
 from vram_plan.profiles.model import ModelSpec
 
 

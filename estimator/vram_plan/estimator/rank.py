@@ -9,7 +9,7 @@ from vram_plan.estimator.blocks.registry import compose
 from vram_plan.estimator.chain import Link, Shape, build_chain
 from vram_plan.estimator.choices import BYTES, WHOLE_MODEL
 from vram_plan.estimator.config import TrainConfig
-from vram_plan.estimator.forward import Forward, Treatment
+from vram_plan.estimator.forward import Forward
 from vram_plan.estimator.inventory import Inventory, take_inventory
 from vram_plan.estimator.ledger import Entry
 from vram_plan.estimator.methods.registry import make_method
@@ -17,6 +17,7 @@ from vram_plan.estimator.segment import Composition
 from vram_plan.estimator.simulate import RECOMPUTED
 from vram_plan.estimator.step import gradient_bytes, pass_entries
 from vram_plan.estimator.tape import ROUNDING_BYTES
+from vram_plan.estimator.treatment import Treatment
 from vram_plan.profiles.model import ModelSpec
 
 

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from vram_plan.estimator.carried import Borrowed, Carried, waiting_gradient
-from vram_plan.estimator.forward import Forward, Treatment
+from vram_plan.estimator.forward import Forward
 from vram_plan.estimator.ops.cross_entropy import INDEX_BYTES
 from vram_plan.estimator.ops.embedding import LeafVariable
 from vram_plan.estimator.segment import Composition, Segment
 from vram_plan.estimator.tape import ROUNDING_BYTES, Leaf, Node, Param, Storage, Tensor
+from vram_plan.estimator.treatment import Treatment
 from vram_plan.profiles.model import ModelSpec
 
 Bytes = dict[str, int]

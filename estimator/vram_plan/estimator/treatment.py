@@ -1,0 +1,57 @@
+"""What a configuration decides about the modules of a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from vram_plan.estimator.methods.base import Method
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Treatment:
+    """What a configuration decides about the modules of a model.
+
+    Attributes:
+        method: the training method.
+        compute_bytes: bytes per element of activations outside autocast (4 for fp32 weights).
+        adapter_bytes: bytes per element of weights that the method adds.
+        weights_bytes: bytes per element of the base weights as held.
+        norm_bytes: the same for norms, biases, embeddings and head, which stay unquantized
+            (fp32 after k-bit preparation).
+        autocast: ``torch.autocast`` casts the inputs of matrix products to 16 bits.
+        half: 16 bits means fp16, not bf16.
+        quantization: ``none``, ``int8``, ``nf4``, ``fp4`` or ``gptq4`` for the blocks' linears.
+        double_quant: the scales of 4-bit weights are quantized too.
+        matmul_bytes: bytes per element inside products with quantized weights.
+        attention: ``flash``, ``sdpa``, ``eager`` or ``block-sparse``.
+        attention_density: share of the scores that block-sparse attention computes.
+        loss: ``hf``, ``fused-ce``, ``chunked`` or ``liger``.
+        loss_code: how transformers shifts logits against labels (``loss/loss_utils.py``):
+            ``padded`` labels (from 4.49), ``shifted`` logits, copied (4.46 to 4.48), ``rebound``
+            (until 4.45: the same, the 16-bit logits gone).
+        tensor: ranks that split heads, feed-forward and vocabulary (tensor parallelism).
+        expert: ranks that divide the experts of a sparse layer (expert parallelism).
+        sequence_parallel: norms and residuals are split over the tensor ranks too.
+        fused: kernels that replace written-out operations (``rmsnorm``, ``rope``, ``swiglu``).
+        training: dropout is on and gradients are recorded.
+    """
+
+    method: Method = field(default_factory=Method)
+    compute_bytes: int = 2
+    adapter_bytes: int = 4
+    weights_bytes: int = 2
+    norm_bytes: int = 2
+    autocast: bool = False
+    half: bool = False
+    quantization: str = "none"
+    double_quant: bool = False
+    matmul_bytes: int = 2
+    attention: str = "flash"
+    attention_density: float = 1.0
+    loss: str = "hf"
+    loss_code: str = "padded"
+    tensor: int = 1
+    expert: int = 1
+    sequence_parallel: bool = False
+    fused: frozenset[str] = frozenset()
+    training: bool = True
