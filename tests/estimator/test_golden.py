@@ -40,6 +40,18 @@ def test_inference_weights_of_6b(dtype: str) -> None:
     assert memory.components["weights"] == INFERENCE_6B[dtype] * GB
 
 
+# Elements a token and layer: 2 · 8 · 128 of grouped keys and values (Llama 3, arXiv:2407.21783,
+# table 3); 512 + 64 of the latent (DeepSeek-V2, arXiv:2405.04434, section 2.1).
+CACHED = {"llama-3-8b": (2 * 8 * 128, 32), "deepseek-v2": (512 + 64, 60)}
+
+
+@pytest.mark.parametrize("model", CACHED)
+def test_kv_cache(model: str) -> None:
+    width, layers = CACHED[model]
+    memory = plan(model, task="inference", seq_len=1000, micro_batch=3, kv_dtype="bf16").memory
+    assert memory.components["kv_cache"] == width * layers * 1000 * 3 * 2
+
+
 def test_bloomz_560m_prompt_tuning() -> None:
     # PEFT's prompt-tuning guide prints: trainable params: 8,192 || all params: 559,222,784 ||
     # trainable%: 0.0014648902430985358

@@ -47,34 +47,36 @@ def _weights(rank: Rank) -> list[Entry]:
 
 
 def kv_cache_elements(model: ModelSpec, tokens: int) -> int:
-    """Cached elements per sequence of ``tokens``: keys and values of every layer.
+    """Cached elements per sequence of ``tokens``, over all layers.
 
-    Latent attention (DeepSeek-V2, arXiv:2405.04434, section 2.1) can cache kv_lora_rank +
-    qk_rope_head_dim elements a token and layer; transformers' code caches full keys and values
-    (``models/deepseek_v3/modeling_deepseek_v3.py``), which is what is counted here.
-    Windowed layers keep at most ``sliding_window`` tokens.
+    Keys and values: 2 · kv heads · head_dim a token and layer. Latent attention caches the latent
+    and the rotated key: kv_lora_rank + qk_rope_head_dim (arXiv:2405.04434, table 1), as
+    transformers 5.23.0 does (``models/deepseek_v3/modeling_deepseek_v3.py``). Windowed layers keep
+    at most ``sliding_window`` tokens.
     """
+    width = 2 * model.kv_dim
+    if model.is_latent:
+        width = model.kv_lora_rank + model.qk_rope_head_dim
     total = 0
-    layers = model.num_decoder_layers or model.num_hidden_layers
-    width = model.kv_dim + model.num_key_value_heads * (
-        model.v_head_dim if model.is_latent else model.head_dim
-    )
-    for layer in range(layers):
-        window = model.sliding_window if model.is_windowed(layer) else 0
-        total += width * (min(tokens, window) if window else tokens)
+    for layer in range(model.num_decoder_layers or model.num_hidden_layers):
+        window = model.sliding_window if model.is_windowed(layer) else tokens
+        total += width * min(tokens, window)
     return total
 
 
 def _cache(config: TrainConfig) -> Entry:
     model, itemsize = config.model, BYTES[config.kv_dtype]
-    elements = kv_cache_elements(model, config.seq_len) if model.is_causal else 0
-    split = min(config.tp, model.num_key_value_heads) * config.pp * config.cp
-    nbytes = elements * config.micro_batch * itemsize // split
+    decodes = model.is_causal or model.is_encoder_decoder
+    elements = kv_cache_elements(model, config.seq_len) if decodes else 0
+    if model.is_encoder_decoder:  # cross-attention caches the encoder's keys and values too
+        elements += kv_cache_elements(model, config.source_len)
+    heads = 1 if model.is_latent else min(config.tp, model.num_key_value_heads)
+    split = heads * config.pp * config.cp
     return Entry(
         component="kv_cache",
         name=f"key-value cache of {config.micro_batch} × {config.seq_len:,} tokens",
-        bytes=nbytes,
-        formula=f"Σ layers · 2 · kv width · tokens · {itemsize} bytes / {split} ranks",
+        bytes=elements * config.micro_batch * itemsize // split,
+        formula=f"{elements:,} elements a sequence · {itemsize} bytes / {split} ranks",
         source=CACHE_SOURCE,
     )
 
