@@ -21,11 +21,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from vram_plan.bench.trace.storages import StorageLog, tensors_in
 
 
-class Recorder(TorchDispatchMode):
+class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
     """Notes the storages of every operator's results."""
 
     def __init__(self, log: StorageLog) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # likewise
         self.log = log
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -62,11 +62,20 @@ def _update(params: Any, state: Any) -> None:
         if not state[p]:
             state[p]["exp_avg"] = torch.zeros_like(p.data)
             state[p]["exp_avg_sq"] = torch.zeros_like(p.data)
-        moments = [state[p]["exp_avg"]], [state[p]["exp_avg_sq"]]
-        steps = [torch.zeros(())]
-        rates = {"lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "weight_decay": 0.0, "eps": 1e-8}
         torch._fused_adamw_(
-            [p.data], [p.grad], *moments, [], steps, amsgrad=False, maximize=False, **rates
+            [p.data],
+            [p.grad],
+            [state[p]["exp_avg"]],
+            [state[p]["exp_avg_sq"]],
+            [],
+            [torch.zeros(())],
+            lr=1e-3,
+            beta1=0.9,
+            beta2=0.999,
+            weight_decay=0.0,
+            eps=1e-8,
+            amsgrad=False,
+            maximize=False,
         )
 
 
@@ -77,7 +86,8 @@ def build(case: dict[str, Any]) -> Any:
     config = AutoConfig.for_model(**case["model"])
     config.use_cache = False
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[case["precision"]]
-    model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="eager")
+    auto: Any = AutoModelForCausalLM
+    model = auto.from_config(config, dtype=dtype, attn_implementation="eager")
     if case["lora"]:
         from peft import LoraConfig, get_peft_model
 
