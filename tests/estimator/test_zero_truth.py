@@ -51,6 +51,7 @@ def case(stage: int, **more: Any) -> dict[str, Any]:
         "checkpointing": False,
         "precision": "bf16",
         "zero": BUCKET,
+        "grad_accum_dtype": None,
     }
     return base | more
 
@@ -59,6 +60,7 @@ CASES = {
     "stage 0": case(0),
     "stage 1": case(1),
     "stage 1, 2 micro-batches": case(1, accum=2),
+    "stage 1, fp32 gradients": case(1, grad_accum_dtype="fp32"),
     "stage 2": case(2),
     "stage 2, 2 micro-batches": case(2, rank=2, accum=2),
     "stage 2, LoRA, checkpointing": case(2, lora=8, checkpointing=True),
@@ -109,6 +111,8 @@ def predicted(given: dict[str, Any]) -> dict[str, int]:
     """Bytes of one rank by phase, host memory included: on the CPU it is the same memory."""
     sizes = {key: value for key, value in given["zero"].items() if "offload" not in key}
     sizes = {"overlap_comm": given["stage"] == 3, "pin_memory": False, **sizes}
+    if given["grad_accum_dtype"]:
+        sizes["grad_accum_bytes"] = 4
     offload = "offload_optimizer" in given["zero"], "offload_param" in given["zero"]
     options: dict[str, Any] = {
         "engine": "deepspeed",

@@ -110,16 +110,19 @@ def ds_json(case: dict[str, Any]) -> dict[str, Any]:
     }
     if case["precision"] == "bf16":
         found["bf16"] = {"enabled": True}
+    if case["grad_accum_dtype"]:
+        found["data_types"] = {"grad_accum_dtype": case["grad_accum_dtype"]}
     return found
 
 
 def run(case: dict[str, Any]) -> dict[str, int]:
     """Two steps (the second knows the order of the modules); the second's largest live bytes."""
     import deepspeed
+    from deepspeed.runtime import bf16_optimizer
     from deepspeed.runtime.fp16 import fused_optimizer
     from deepspeed.runtime.zero import stage3, stage_1_and_2
 
-    for module in (fused_optimizer, stage3, stage_1_and_2):
+    for module in (bf16_optimizer, fused_optimizer, stage3, stage_1_and_2):
         module.is_invalid_grad_norm = lambda *norm: False
     log = StorageLog()
     with Recorder(log):

@@ -136,4 +136,4 @@ def _ledger(engine: ModuleType, rank: Rank) -> Ledger:
     links = rearrange(rank) if rearrange else rank.passes.links
     passes = rank.passes.entries if links is rank.passes.links else pass_entries(links)
     entries: list[Entry] = [*engine.entries(rank), *input_entries(rank), *passes]
-    return Ledger(TRAINING, [*entries, *rank.waiting])
+    return Ledger(getattr(engine, "INSTANTS", TRAINING), [*entries, *rank.waiting])

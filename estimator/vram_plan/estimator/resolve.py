@@ -144,6 +144,8 @@ def _resolve_precision(model: ModelSpec, values: dict[str, Any], notes: list[str
     if values.get("task") == "inference" and values.get("weights_dtype") in {"fp32", "fp16"}:
         values.setdefault("precision", values["weights_dtype"])
     precision = values.setdefault("precision", "bf16")
+    if values["engine"] == "deepspeed":  # its engine casts every weight, adapters too
+        values.setdefault("adapter_dtype", precision)
     if "weights_dtype" not in values:
         values["weights_dtype"] = _weights_dtype(values, precision, notes)
     values.setdefault("kv_dtype", "fp16" if precision == "fp16" else "bf16")

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from vram_plan.estimator.config import TrainConfig
 from vram_plan.estimator.ledger import Entry
-from vram_plan.estimator.sharding import onebit, zero0, zero3, zero12
+from vram_plan.estimator.sharding import onebit, zero0, zero1_wide, zero3, zero12
 from vram_plan.estimator.sharding.base import Rank
-from vram_plan.estimator.sharding.zero_parts import Shares
+from vram_plan.estimator.sharding.zero_parts import REDUCTION, Shares
+from vram_plan.estimator.step import CLIPPING, OPTIMIZER_STEP, PASSES
+
+INSTANTS = (*PASSES, REDUCTION, CLIPPING, OPTIMIZER_STEP)
+"""DeepSpeed's step has one instant more: a bucket of gradients is reduced."""
 
 
 def keeps_gradients(config: TrainConfig) -> bool:
     """Whether gradients stay where autograd puts them until the backward pass is over."""
+    if config.zero == 1 and config.zero_sizes.grad_accum_bytes > config.compute_bytes:
+        return True
     if config.grad_accum > 1 or config.zero in {2, 3}:
         return False
     return not (config.zero == 1 and config.zero_sizes.overlap_comm)
@@ -21,6 +27,8 @@ def entries(rank: Rank) -> list[Entry]:
     shares = Shares(rank)
     if rank.config.optimizer == "one-bit-adam":
         return onebit.entries(shares)
+    if zero1_wide.runs(shares):
+        return zero1_wide.entries(shares)
     if rank.config.zero == 3:
         return zero3.entries(shares)
     if rank.config.zero in {1, 2}:
