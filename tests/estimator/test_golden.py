@@ -138,14 +138,19 @@ def test_13b_on_one_v100_needs_offload() -> None:
     assert _offloaded("none").fits[0].verdict == "does not fit"
 
 
-def _decoders(least: float, below: float) -> list[ModelSpec]:
+# Its embedding of 250,880 rows is a third of the model, and DeepSpeed's default limits (1e9 live
+# elements, needed again within 1e9) keep all of so small a model gathered: 2 > 3 does not hold.
+WIDE_VOCABULARY = "bigscience/bloom-1b1"
+
+
+def _decoders() -> list[ModelSpec]:
     from vram_plan.profiles.models import catalogue
 
-    specs = [e.spec() for e in catalogue() if least <= e.parameters < below]
+    specs = [e.spec() for e in catalogue() if e.parameters >= 1e9 and e.name != WIDE_VOCABULARY]
     return [spec for spec in specs if spec.is_causal and not spec.is_encoder_decoder]
 
 
-def _peak(spec: ModelSpec, stage: int, offload: str = "none", **sizes: Any) -> int:
+def _peak(spec: ModelSpec, stage: int, offload: str = "none", **options: Any) -> int:
     found = plan(
         spec,
         gpus=8,
@@ -154,36 +159,26 @@ def _peak(spec: ModelSpec, stage: int, offload: str = "none", **sizes: Any) -> i
         checkpointing="full",
         micro_batch=1,
         seq_len=1024,
-        zero_sizes=ZeroSizes(overlap_comm=stage == 3, **sizes),
+        **options,
     )
     return found.memory.allocated_bytes
 
 
 # transformers' DeepSpeed guide, "Selecting a ZeRO stage": the order of memory efficiency.
-@pytest.mark.parametrize("spec", _decoders(2e9, 1e13), ids=lambda spec: spec.name)
+@pytest.mark.parametrize("spec", _decoders(), ids=lambda spec: spec.name)
 def test_memory_order_of_the_stages(spec: ModelSpec) -> None:
     two_offloaded = _peak(spec, 2, "optimizer")
     assert _peak(spec, 0) > _peak(spec, 1) > _peak(spec, 2) > two_offloaded
     assert _peak(spec, 2) > _peak(spec, 3) > _peak(spec, 3, "optimizer")
 
 
-# Below 2e9 parameters two facts of DeepSpeed 0.19.8 bend that order. ZeRO-3 keeps a weight that is
-# needed again within stage3_max_reuse_distance = 1e9 elements, which is half of such a model or
-# more, and holds its reduce bucket of 5e8 elements all the time. And with a vocabulary of 250,000
-# the peak is the loss, where stages 1 and 2 hold the same. With buffers in proportion to the model
-# (transformers' "auto" values and a short reuse distance) the order is back, ties at the loss.
-@pytest.mark.parametrize("spec", _decoders(1e9, 2e9), ids=lambda spec: spec.name)
-def test_memory_order_of_the_stages_of_small_models(spec: ModelSpec) -> None:
-    square = spec.hidden_size**2
-    sizes: dict[str, Any] = {
-        "reduce_bucket_size": square,
-        "allgather_bucket_size": square,
-        "stage3_prefetch_bucket_size": round(0.9 * square),
-        "stage3_param_persistence_threshold": 10 * spec.hidden_size,
-        "stage3_max_reuse_distance": square,
-        "stage3_max_live_parameters": 100_000_000,
-    }
-    two_offloaded = _peak(spec, 2, "optimizer", **sizes)
-    assert _peak(spec, 0, **sizes) > _peak(spec, 1, **sizes) >= _peak(spec, 2, **sizes)
-    assert _peak(spec, 2, **sizes) > two_offloaded
-    assert _peak(spec, 2, **sizes) > _peak(spec, 3, **sizes) > _peak(spec, 3, "optimizer", **sizes)
+def test_memory_order_is_back_with_a_short_reuse_distance() -> None:
+    spec = resolve_model(WIDE_VOCABULARY)
+    short = ZeroSizes(
+        overlap_comm=True,
+        stage3_max_reuse_distance=spec.hidden_size**2,
+        stage3_max_live_parameters=100_000_000,
+    )
+    three = _peak(spec, 3, zero_sizes=short)
+    assert _peak(spec, 0) > _peak(spec, 1) > _peak(spec, 2) > three
+    assert three > _peak(spec, 3, "optimizer", zero_sizes=short)
