@@ -64,6 +64,8 @@ WITHOUT_CHECKPOINTING = frozenset({"albert"})
 LOSSES = ("hf", "fused-ce", "chunked", "liger")
 KV_DTYPES = ("bf16", "fp16", "fp32", "fp8", "int8")
 PROMPT_ENCODERS = ("mlp", "lstm")
+FUSED_FAMILIES = frozenset({"llama", "mistral", "qwen2"})
+"""Architectures whose compositions have the fused kernels."""
 FUSED_KERNELS = ("rmsnorm", "rope", "swiglu")
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1, "int8": 1}

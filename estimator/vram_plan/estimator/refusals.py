@@ -212,6 +212,9 @@ def _precisions(config: TrainConfig, given: Given) -> Iterator[str]:
 def _kernels(config: TrainConfig) -> Iterator[str]:
     """Attention kernels that the model's class in transformers does not have."""
     family, kernel = config.model.model_type, config.attention
+    if config.fused_kernels and family not in choices.FUSED_FAMILIES:
+        planned = ", ".join(sorted(choices.FUSED_FAMILIES))
+        yield f"--fused-kernels is planned for {planned} only, not for {family}; leave it out"
     if config.engine == "megatron":
         return
     if family in choices.EAGER_ONLY and kernel != "eager":
