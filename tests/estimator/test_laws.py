@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vram_plan.estimator import choices
@@ -44,9 +44,7 @@ GPT2 = ModelSpec(
     mlp_bias=True,
     tie_word_embeddings=True,
 )
-COMMON = settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
-)
+COMMON = settings(max_examples=60)
 
 configurations = st.fixed_dictionaries(
     {

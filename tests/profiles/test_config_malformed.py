@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vram_plan.profiles.hf_config import MODEL_TYPES, from_hf_config, read_config
@@ -148,7 +148,7 @@ FIELDS = sorted(
 )
 
 
-@settings(max_examples=400, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@settings(max_examples=400)
 @given(
     st.sampled_from([*MODEL_TYPES, *(entry.name for entry in catalogue())]),
     st.dictionaries(st.one_of(st.sampled_from(FIELDS), st.text(max_size=8)), JSON, max_size=8),
@@ -168,7 +168,7 @@ def test_whatever_stands_in_a_config_only_valueerror_is_raised(
     assert "\n" not in message
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(JSON)
 def test_whatever_a_config_is_only_valueerror_is_raised(raw: Any) -> None:
     try:
