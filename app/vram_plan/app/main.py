@@ -8,7 +8,12 @@ from importlib import import_module
 import click
 from click_default_group import DefaultGroup
 
-_COMMANDS = {"plan": "plan_command", "models": "catalogue_commands", "gpus": "catalogue_commands"}
+_COMMANDS = {
+    "plan": "plan_command",
+    "dry-run": "dry_run_command",
+    "models": "catalogue_commands",
+    "gpus": "catalogue_commands",
+}
 """Command → module that has it under its name."""
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -25,7 +30,7 @@ class Commands(DefaultGroup):  # type: ignore[misc]  # the package has no types
         name = cmd_name if cmd_name in _COMMANDS else self.default_cmd_name
         if name not in self.commands:
             module = import_module(f"vram_plan.app.{_COMMANDS[name]}")
-            self.add_command(getattr(module, name))
+            self.add_command(getattr(module, name.replace("-", "_")))
         found: click.Command | None = super().get_command(ctx, cmd_name)
         return found
 
@@ -41,6 +46,7 @@ def cli() -> None:
       vram-plan --model 7b --zero 2 --gpus 8
       vram-plan --model Qwen/Qwen2.5-7B --method qlora --gpu rtx-4090
       vram-plan --model ./config.json --fsdp full-shard --gpus 16 --format json
+      vram-plan dry-run --model mistral-7b --method lora
       vram-plan models --family llama
       vram-plan gpus --at-least 48
     """
