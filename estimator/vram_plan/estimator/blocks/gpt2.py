@@ -8,7 +8,7 @@ from vram_plan.estimator.blocks.gpt_parts import (
     embed_positions,
     learned_positions,
     model,
-    plain_mlp,
+    pre_norm_block,
 )
 from vram_plan.estimator.blocks.heads import causal_lm_loss
 from vram_plan.estimator.forward import Forward
@@ -17,19 +17,6 @@ from vram_plan.estimator.ops.split import split
 from vram_plan.estimator.segment import Composition
 from vram_plan.estimator.tape import Tensor
 from vram_plan.profiles.model import ModelSpec
-
-
-def block(f: Forward, x: Tensor, shared: Inputs) -> Tensor:
-    """``GPT2Block.forward``, transformers 5.23.0 ``models/gpt2/modeling_gpt2.py``."""
-    hidden = f.spec.hidden_size
-    residual = x
-    x = f.layer_norm("ln_1", x, hidden)
-    attended = attention(f, x)
-    x = f.add(attended, residual)
-    residual = x
-    x = f.layer_norm("ln_2", x, hidden)
-    forwarded = plain_mlp(f, x, ("mlp.c_fc", "mlp.c_proj"))
-    return f.add(residual, forwarded)
 
 
 def attention(f: Forward, x: Tensor) -> Tensor:
@@ -47,6 +34,9 @@ def attention(f: Forward, x: Tensor) -> Tensor:
     return f.sublayer("attention", out, entered)
 
 
+block = pre_norm_block(attention)
+
+
 def head(f: Forward, x: Tensor, shared: Inputs) -> Tensor:
     """The last norm, the projection to the vocabulary and the loss."""
     x = f.layer_norm("ln_f", x.moved(), f.spec.hidden_size)
@@ -54,6 +44,6 @@ def head(f: Forward, x: Tensor, shared: Inputs) -> Tensor:
 
 
 def compose(spec: ModelSpec) -> Composition:
-    """``GPT2LMHeadModel``."""
+    """``GPT2LMHeadModel``, transformers 5.23.0 ``models/gpt2/modeling_gpt2.py``."""
     names = ("transformer.wte", "transformer.h")
     return model(spec, names, (embed_positions, block, head), learned_positions)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from vram_plan.estimator.blocks.gpt2 import head
 from vram_plan.estimator.blocks.gpt_parts import (
-    Inputs,
     Shareds,
     attend,
     embed_positions,
     learned_positions,
     model,
-    plain_mlp,
+    pre_norm_block,
 )
 from vram_plan.estimator.forward import Forward
 from vram_plan.estimator.ops.elementwise import relayout
@@ -19,19 +18,6 @@ from vram_plan.estimator.ops.split import split
 from vram_plan.estimator.segment import Composition, Shared
 from vram_plan.estimator.tape import Tensor
 from vram_plan.profiles.model import ModelSpec
-
-
-def block(f: Forward, x: Tensor, shared: Inputs) -> Tensor:
-    """``GPTBigCodeBlock.forward``, transformers 5.23.0 ``models/gpt_bigcode/``."""
-    hidden = f.spec.hidden_size
-    residual = x
-    x = f.layer_norm("ln_1", x, hidden)
-    attended = attention(f, x)
-    x = f.add(attended, residual)
-    residual = x
-    x = f.layer_norm("ln_2", x, hidden)
-    forwarded = plain_mlp(f, x, ("mlp.c_fc", "mlp.c_proj"))
-    return f.add(residual, forwarded)
 
 
 def attention(f: Forward, x: Tensor) -> Tensor:
@@ -51,6 +37,9 @@ def attention(f: Forward, x: Tensor) -> Tensor:
     return f.sublayer("attention", out, entered)
 
 
+block = pre_norm_block(attention)
+
+
 def shared_tensors(f: Forward) -> Shareds:
     """Positions, the mask, and one boolean triangle of the longest sequence."""
     rows = f.spec.max_position_embeddings
@@ -58,6 +47,6 @@ def shared_tensors(f: Forward) -> Shareds:
 
 
 def compose(spec: ModelSpec) -> Composition:
-    """``GPTBigCodeForCausalLM``."""
+    """``GPTBigCodeForCausalLM``, transformers 5.23.0 ``models/gpt_bigcode/``."""
     names = ("transformer.wte", "transformer.h")
     return model(spec, names, (embed_positions, block, head), shared_tensors)

@@ -2,35 +2,21 @@
 
 from __future__ import annotations
 
+from vram_plan.estimator.blocks.gpt2 import head
 from vram_plan.estimator.blocks.gpt_parts import (
-    Inputs,
     Shareds,
     attend,
     embed_positions,
     learned_positions,
     model,
-    plain_mlp,
+    pre_norm_block,
     without_sdpa,
 )
-from vram_plan.estimator.blocks.heads import causal_lm_loss
 from vram_plan.estimator.forward import Forward
 from vram_plan.estimator.ops.scores import Written
 from vram_plan.estimator.segment import Composition, Shared
 from vram_plan.estimator.tape import Tensor
 from vram_plan.profiles.model import ModelSpec
-
-
-def block(f: Forward, x: Tensor, shared: Inputs) -> Tensor:
-    """``GPTNeoBlock.forward``, transformers 5.23.0 ``models/gpt_neo/modeling_gpt_neo.py``."""
-    hidden = f.spec.hidden_size
-    residual = x
-    x = f.layer_norm("ln_1", x, hidden)
-    attended = attention(f, x)
-    x = f.add(attended, residual)
-    residual = x
-    x = f.layer_norm("ln_2", x, hidden)
-    forwarded = plain_mlp(f, x, ("mlp.c_fc", "mlp.c_proj"))
-    return f.add(residual, forwarded)
 
 
 def attention(f: Forward, x: Tensor) -> Tensor:
@@ -47,10 +33,7 @@ def attention(f: Forward, x: Tensor) -> Tensor:
     return f.sublayer("attention", out, entered)
 
 
-def head(f: Forward, x: Tensor, shared: Inputs) -> Tensor:
-    """The last norm, the projection to the vocabulary and the loss."""
-    x = f.layer_norm("ln_f", x.moved(), f.spec.hidden_size)
-    return causal_lm_loss(f, x)
+block = pre_norm_block(attention)
 
 
 def shared_tensors(f: Forward) -> Shareds:
@@ -61,6 +44,6 @@ def shared_tensors(f: Forward) -> Shareds:
 
 
 def compose(spec: ModelSpec) -> Composition:
-    """``GPTNeoForCausalLM``."""
+    """``GPTNeoForCausalLM``, transformers 5.23.0 ``models/gpt_neo/modeling_gpt_neo.py``."""
     names = ("transformer.wte", "transformer.h")
     return without_sdpa(model(spec, names, (embed_positions, block, head), shared_tensors))

@@ -164,6 +164,27 @@ def plain_mlp(f: Forward, x: Tensor, names: tuple[str, str]) -> Tensor:
     return f.sublayer("mlp", x, entered)
 
 
+def pre_norm_block(attention: Callable[[Forward, Tensor], Tensor]) -> Run:
+    """A block as GPT-2 names and orders it, around a class's own ``attention``.
+
+    ``GPT2Block.forward``, transformers 5.23.0 ``models/gpt2/modeling_gpt2.py``; GPT-Neo's and
+    GPT-BigCode's are written alike.
+    """
+
+    def block(f: Forward, x: Tensor, shared: Inputs) -> Tensor:
+        hidden = f.spec.hidden_size
+        residual = x
+        x = f.layer_norm("ln_1", x, hidden)
+        attended = attention(f, x)
+        x = f.add(attended, residual)
+        residual = x
+        x = f.layer_norm("ln_2", x, hidden)
+        forwarded = plain_mlp(f, x, ("mlp.c_fc", "mlp.c_proj"))
+        return f.add(residual, forwarded)
+
+    return block
+
+
 def without_sdpa(composition: Composition) -> Composition:
     """For classes without ``sdpa``: transformers gives them ``eager`` unless flash is asked for."""
     return _with_eager(composition, {"sdpa", "block-sparse"})
