@@ -6,8 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vram_plan.estimator.methods.lora import FOUR_BIT, Lora, quantized_as
-from vram_plan.estimator.methods.targets import matches
+from vram_plan.estimator.methods.lora import FOUR_BIT, LinearPairs, quantized_as
 from vram_plan.estimator.ops.adapters import (
     add_in_place,
     clone,
@@ -20,15 +19,14 @@ from vram_plan.estimator.ops.adapters import (
 from vram_plan.estimator.ops.elementwise import FP32_BYTES, add, cast, scale
 
 if TYPE_CHECKING:
-    from vram_plan.estimator.config import TrainConfig
     from vram_plan.estimator.forward import Forward
-    from vram_plan.estimator.tape import Param, Tensor
+    from vram_plan.estimator.tape import Tensor
 
 LOW_BYTES = 2
 
 
 @dataclass(frozen=True, slots=True)
-class AdaLora(Lora):
+class AdaLora(LinearPairs):
     """B · diag(E) · A beside every target; ``rank`` is the initial rank, which memory follows.
 
     ``peft/tuners/adalora/layer.py`` ``SVDLinear.forward``: PEFT masks ranks instead of removing
@@ -36,17 +34,6 @@ class AdaLora(Lora):
     Left out: the rank allocator's sensitivities, three tensors of the adapters' size, which exist
     only where a training loop calls ``update_and_allocate``.
     """
-
-    def check(self, config: TrainConfig) -> None:
-        """Every name is a linear layer's."""
-
-    def matches(self, f: Forward, name: str) -> bool:
-        """Names are not translated to stacked experts (PEFT does that for LoRA alone)."""
-        return matches(name, self.targets)
-
-    def weight(self, f: Forward, name: str, weight: Param) -> Param:
-        """No pairs in stacked weights."""
-        return weight
 
     def linear(
         self,

@@ -75,7 +75,7 @@ class Lora(Frozen):
         if kind in BITSANDBYTES:
             return self.beside_packed(f, name, x, shape, result, kind)
         itemsize = result.itemsize
-        x = cast(f.t, x, f.how.adapter_bytes)
+        x = f.dropout(cast(f.t, x, f.how.adapter_bytes), f.how.lora_dropout)
         result = add(f.t, result, self.update(f, name, x, shape))
         return cast(f.t, result, itemsize)
 
@@ -92,6 +92,7 @@ class Lora(Frozen):
         converts = not f.how.autocast
         if converts:
             x = cast(f.t, x, f.how.adapter_bytes)
+        x = f.dropout(x, f.how.lora_dropout)
         output = self.update(f, name, x, shape)
         if converts:
             output = cast(f.t, output, result.itemsize)
@@ -102,3 +103,19 @@ class Lora(Frozen):
         inputs, outputs = shape
         down = f.added_linear(f"{name}.lora_A", x, (inputs, self.rank))
         return scale(f.t, f.added_linear(f"{name}.lora_B", down, (self.rank, outputs)))
+
+
+@dataclass(frozen=True, slots=True)
+class LinearPairs(Lora):
+    """Relatives of LoRA that know linear layers alone, no stacked experts."""
+
+    def check(self, config: TrainConfig) -> None:
+        """Every name is a linear layer's."""
+
+    def matches(self, f: Forward, name: str) -> bool:
+        """Names are not translated to stacked experts (PEFT does that for LoRA alone)."""
+        return matches(name, self.targets)
+
+    def weight(self, f: Forward, name: str, weight: Param) -> Param:
+        """No pairs in stacked weights."""
+        return weight

@@ -6,23 +6,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vram_plan.estimator.methods.lora import FOUR_BIT, Lora, quantized_as
-from vram_plan.estimator.methods.targets import matches
+from vram_plan.estimator.methods.lora import FOUR_BIT, LinearPairs, quantized_as
 from vram_plan.estimator.ops.adapters import clone
 from vram_plan.estimator.ops.attention import softmax
 from vram_plan.estimator.ops.elementwise import FP32_BYTES, add, cast, mul, narrow, scale
 
 if TYPE_CHECKING:
-    from vram_plan.estimator.config import TrainConfig
     from vram_plan.estimator.forward import Forward
-    from vram_plan.estimator.tape import Param, Tensor
+    from vram_plan.estimator.tape import Tensor
 
 EXPERTS = 8
 """``lora_nums`` of the authors' ``run_loramoe.sh`` (github.com/Ablustrund/LoRAMoE)."""
 
 
 @dataclass(frozen=True, slots=True)
-class MoeLora(Lora):
+class MoeLora(LinearPairs):
     """A router and `EXPERTS` pairs of rank ``rank`` beside every target; every expert runs.
 
     ``Linear.forward`` of the authors' ``peft/tuners/lora.py``: the router's softmax is fp32, cast
@@ -30,17 +28,6 @@ class MoeLora(Lora):
     turn. The input is cast to the adapters' dtype and the result back, as PEFT does. Left out:
     the balancing loss, which needs task labels (``blc_weight`` is 0 in the script).
     """
-
-    def check(self, config: TrainConfig) -> None:
-        """Every name is a linear layer's."""
-
-    def matches(self, f: Forward, name: str) -> bool:
-        """Names are not translated to stacked experts (PEFT does that for LoRA alone)."""
-        return matches(name, self.targets)
-
-    def weight(self, f: Forward, name: str, weight: Param) -> Param:
-        """No pairs in stacked weights."""
-        return weight
 
     def linear(
         self,
