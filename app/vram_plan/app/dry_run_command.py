@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -59,6 +60,8 @@ def dry_run(context: click.Context, /, model: str, **values: Any) -> None:
       vram-plan dry-run --model gpt2 --checkpointing full --timeline
       vram-plan dry-run --model qwen2.5-0.5b --snapshot step.pickle
     """
+    from vram_plan.bench.measurement import beside
+
     view = {name: values.pop(name) for name in _VIEW}
     try:
         seen, planned, job = _traced(model, values, view)
@@ -67,7 +70,8 @@ def dry_run(context: click.Context, /, model: str, **values: Any) -> None:
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     if view["format_"] == "json":
-        click.echo(json.dumps(_document(seen, planned), indent=2, ensure_ascii=False))
+        seen = replace(seen, plan=beside(planned, seen.allocated_bytes))
+        click.echo(json.dumps(seen.to_document(), indent=2, ensure_ascii=False))
     else:
         from vram_plan.app.dry_run_table import show
 
@@ -88,22 +92,6 @@ def _traced(
     with _progress() as say:
         job = DryRun(planned.config, device=view["device"], whole=whole, say=say)
         return job.run(), planned, job
-
-
-def _document(seen: Measurement, planned: Plan) -> dict[str, Any]:
-    """The measurement, with the plan's prediction beside it."""
-    document = seen.to_document()
-    memory = planned.memory
-    document["plan"] = {
-        "allocated_bytes": memory.allocated_bytes,
-        "peak_instant": memory.peak_instant,
-        "instants": memory.instants,
-        "components": memory.components,
-        "error": memory.allocated_bytes / seen.allocated_bytes - 1
-        if seen.allocated_bytes
-        else None,
-    }
-    return document
 
 
 def _write_snapshot(job: DryRun, path: str) -> None:

@@ -11,6 +11,8 @@ from click_default_group import DefaultGroup
 _COMMANDS = {
     "plan": "plan_command",
     "dry-run": "dry_run_command",
+    "bench": "bench_command",
+    "validate": "validate_command",
     "models": "catalogue_commands",
     "gpus": "catalogue_commands",
 }

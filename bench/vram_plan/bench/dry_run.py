@@ -190,6 +190,8 @@ def _states(trace: Trace) -> dict[str, int]:
     for block in trace.start_blocks:
         sums[block.component] = sums.get(block.component, 0) + block.bytes
     fullest = [i.components or {} for i in instants_of(trace.events, trace.start_blocks)]
+    if sums.get(""):
+        return {}
     sums["gradients"] = max(parts.get("gradients", 0) for parts in fullest)
     return {name: sums[name] for name in COMPONENTS if name in MODEL_STATES and sums.get(name)}
 

@@ -21,12 +21,13 @@ from vram_plan.estimator.step import (
 
 __all__ = ["INNER_LAYERS", "instants_of", "labels"]
 
+BACKWARD = "backward"
 INNER_LAYERS = "backward_inner_layers"
 """What the plan's two ends of the stack bracket: the bytes of the layers between are linear."""
 
 _LAYER = re.compile(r"^(.*?\.\d+)(?=\.|$)")
-_ORDER = (*TRAINING[:4], INNER_LAYERS, *TRAINING[4:])
-_PHASES = {"clip": CLIPPING, "step": OPTIMIZER_STEP, "zero_grad": OPTIMIZER_STEP}
+_ORDER = (*TRAINING[:2], BACKWARD, *TRAINING[2:4], INNER_LAYERS, *TRAINING[4:])
+_PHASES = {"start": FORWARD, "clip": CLIPPING, "step": OPTIMIZER_STEP, "zero_grad": OPTIMIZER_STEP}
 
 
 class Block(Protocol):
@@ -95,6 +96,8 @@ def _runs(events: Sequence[Event]) -> Iterable[tuple[int, int]]:
 
 
 def _forward(places: list[str]) -> list[str]:
+    if not any(places):
+        return [FORWARD] * len(places)
     inside = [index for index, place in enumerate(places) if _layer(place)]
     end = inside[-1] + 1 if inside else len(places)
     return [FORWARD] * end + [LOSS] * (len(places) - end)
@@ -103,6 +106,8 @@ def _forward(places: list[str]) -> list[str]:
 def _backward(places: list[str]) -> list[str]:
     layers = [_layer(place) for place in places]
     inside = [index for index, layer in enumerate(layers) if layer]
+    if not any(places):
+        return [BACKWARD] * len(places)  # a device that knows no modules
     if not inside:
         return [LOSS_BACKWARD] * len(places)
     last, first = layers[inside[0]], layers[inside[-1]]
@@ -123,7 +128,7 @@ def _layer(place: str) -> str:
 
 
 def instants_of(events: Sequence[Event], start_blocks: Iterable[Block]) -> tuple[Instant, ...]:
-    """The fullest moment of every instant, with its components."""
+    """The fullest moment of every instant, with its components where they are known."""
     alive: dict[str, int] = {}
     for block in start_blocks:
         alive[block.component] = alive.get(block.component, 0) + block.bytes
@@ -136,8 +141,13 @@ def instants_of(events: Sequence[Event], start_blocks: Iterable[Block]) -> tuple
             best[label] = (event.live, dict(alive))
     order = {name: place for place, name in enumerate(_ORDER)}
     return tuple(
-        Instant(name=name, bytes=total, components={k: v for k, v in parts.items() if v})
+        Instant(name=name, bytes=total, components=_told(parts))
         for name, (total, parts) in sorted(
             best.items(), key=lambda item: order.get(item[0], len(order))
         )
     )
+
+
+def _told(parts: dict[str, int]) -> dict[str, int] | None:
+    """Bytes by component; None where a device does not tell what its memory is for."""
+    return None if parts.get("") else {name: size for name, size in parts.items() if size}

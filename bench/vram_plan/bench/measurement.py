@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vram_plan.estimator.ledger import COMPONENTS, MODEL_STATES
+from vram_plan.estimator.planner import Plan
 
-__all__ = ["OUTCOMES", "SCHEMA", "Instant", "Measurement"]
+__all__ = ["OUTCOMES", "SCHEMA", "Instant", "Measurement", "beside"]
 
 SCHEMA = "vram-plan/measurement/1"
 OUTCOMES = ("ok", "oom", "error", "hang", "timeout", "crash", "killed", "cancelled")
@@ -61,6 +62,13 @@ class Measurement:
         timeline: live bytes over the step's events, ``(phase, bytes)``; empty when extended.
         environment: versions and machine, without names of hosts or users.
         notes: what a reader must know.
+        step_seconds: of every timed optimizer step, raw; empty where nothing was computed.
+        warmup_seconds: of the untimed ones before.
+        losses: of the batch before the first and after the last step.
+        failure: how a run failed: ``stage``, ``whose`` memory, ``requested_bytes``.
+        samples: what the sampler saw, by column.
+        run: identity of a stored run: ``id``, ``key``, ``series``, ``created_utc`` and its job.
+        plan: what the plan predicts for the same configuration.
     """
 
     outcome: str
@@ -80,6 +88,13 @@ class Measurement:
     timeline: tuple[tuple[str, int], ...] = ()
     environment: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    step_seconds: tuple[float, ...] = ()
+    warmup_seconds: tuple[float, ...] = ()
+    losses: tuple[float, ...] = ()
+    failure: Mapping[str, Any] | None = None
+    samples: Mapping[str, Any] | None = None
+    run: Mapping[str, Any] | None = None
+    plan: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if self.outcome not in OUTCOMES:
@@ -133,7 +148,27 @@ class Measurement:
             "seconds": dict(self.seconds),
             "environment": dict(self.environment),
             "notes": list(self.notes),
+            "step_seconds": list(self.step_seconds),
+            "warmup_seconds": list(self.warmup_seconds),
+            "losses": list(self.losses),
+            "failure": dict(self.failure) if self.failure else None,
+            "samples": dict(self.samples) if self.samples else None,
+            "run": dict(self.run) if self.run else None,
+            "plan": dict(self.plan) if self.plan else None,
         }
+
+
+def beside(planned: Plan, allocated_bytes: int | None) -> dict[str, Any]:
+    """What the plan predicts, and by how much it is off."""
+    memory = planned.memory
+    error = memory.allocated_bytes / allocated_bytes - 1 if allocated_bytes else None
+    return {
+        "allocated_bytes": memory.allocated_bytes,
+        "peak_instant": memory.peak_instant,
+        "instants": memory.instants,
+        "components": memory.components,
+        "error": error,
+    }
 
 
 def _all_components(seen: Mapping[str, int] | None) -> dict[str, int] | None:

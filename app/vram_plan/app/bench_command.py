@@ -1,0 +1,167 @@
+"""``vram-plan bench``: real fine-tunes on this machine, stored beside their predictions."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vram_plan.app.options import configuration, given
+
+if TYPE_CHECKING:
+    from vram_plan.bench.runs.job import Job
+    from vram_plan.bench.runs.store import Store
+
+_RUN = ("device", "layers", "steps", "warmup_steps", "repeats")
+_MOST_CELLS = 1000
+
+
+def _store(function: Any) -> Any:
+    return click.option(
+        "--store",
+        "folder",
+        type=click.Path(file_okay=False, path_type=Path),
+        default=Path("vram-plan-runs"),
+        show_default=True,
+        help="Folder of stored runs.",
+    )(function)
+
+
+@click.group()
+def bench() -> None:
+    """Run real fine-tunes on this machine and keep what was seen beside the prediction.
+
+    \b
+    Examples:
+      vram-plan bench run smoke
+      vram-plan bench run my-suite.toml --store results
+      vram-plan bench run --model qwen2.5-0.5b --layers 4 --method lora --seq-len 256
+      vram-plan bench list
+      vram-plan bench show 3f2a
+    """
+
+
+class _RunCommand(click.Command):
+    """``--model`` may be left out where a suite is named."""
+
+    def __init__(self, *args: Any, **keywords: Any) -> None:
+        super().__init__(*args, **keywords)
+        for parameter in self.params:
+            if parameter.name == "model":
+                parameter.required = False
+
+
+@bench.command(cls=_RunCommand)
+@click.argument("suite", required=False)
+@configuration
+@click.option("--device", type=click.Choice(("cpu", "cuda")), help="[default: cuda if there]")
+@click.option("--layers", type=int, default=0, help="Run the model at this depth.")
+@click.option("--steps", type=int, default=5, show_default=True, help="Timed optimizer steps.")
+@click.option("--warmup-steps", type=int, default=2, show_default=True)
+@click.option("--repeats", type=int, default=1, show_default=True, help="Runs of each cell.")
+@click.option("--yes", is_flag=True, help=f"Run more than {_MOST_CELLS:,} cells.")
+@_store
+@click.pass_context
+def run(
+    context: click.Context, /, suite: str | None, folder: Path, yes: bool, **values: Any
+) -> None:
+    """Run a suite (a TOML file or a shipped name), or one configuration given by options.
+
+    Runs that the store has are not run again: the same command resumes.
+    """
+    from vram_plan.bench.runs.store import Store
+    from vram_plan.bench.runs.sweep import sweep
+
+    try:
+        jobs = _jobs(suite, values)
+        if len(jobs) > _MOST_CELLS and not yes:
+            raise ValueError(f"{len(jobs):,} runs: add --yes if that is meant")
+        store = Store(folder)
+        failed = _report(sweep(jobs, store, say=_say), len(jobs))
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    if failed:
+        context.exit(1)
+
+
+def _jobs(suite: str | None, values: dict[str, Any]) -> tuple[Job, ...]:
+    from vram_plan.bench.runs.suite import find_suite, read_suite
+
+    how = {name: values.pop(name) for name in _RUN}
+    model = values.pop("model")
+    if suite is not None:
+        if model is not None:
+            raise ValueError("--model with a suite: give one or the other")
+        return read_suite(find_suite(suite))
+    if model is None:
+        raise ValueError("bench run needs a suite or --model; shipped suites: smoke, gpu-single")
+    return _single(model, given(values), how)
+
+
+def _single(model: str, options: dict[str, Any], how: dict[str, Any]) -> tuple[Job, ...]:
+    from vram_plan.bench.runs.device import default_device
+    from vram_plan.bench.runs.job import Job
+
+    repeats = how.pop("repeats")
+    how["device"] = how["device"] or default_device()
+    return tuple(Job(model=model, options=options, repeat=n, **how) for n in range(repeats))
+
+
+def _say(text: str) -> None:
+    if sys.stderr.isatty():
+        click.echo(f"\r\033[K  {text}", err=True, nl=False)
+
+
+def _report(cells: Any, count: int) -> bool:
+    """One line a run as it ends; whether one of them was no measurement of memory."""
+    from vram_plan.app.bench_table import cell_line
+
+    failed = False
+    for number, cell in enumerate(cells, 1):
+        if sys.stderr.isatty():
+            click.echo("\r\033[K", err=True, nl=False)
+        click.echo(f"[{number}/{count}] {cell_line(cell)}")
+        outcome = cell.measurement.outcome if cell.measurement else cell.known
+        failed |= outcome not in ("ok", "oom")
+    return failed
+
+
+@bench.command(name="list")
+@_store
+@click.option("--format", "format_", type=click.Choice(("table", "json")), default="table")
+def list_(folder: Path, format_: str) -> None:
+    """The stored runs, oldest first."""
+    from vram_plan.app.bench_table import show_runs
+
+    rows = _existing(folder).index()
+    if format_ == "json":
+        click.echo(json.dumps(rows, indent=2))
+    else:
+        show_runs(rows)
+
+
+@bench.command()
+@click.argument("run_id")
+@_store
+def show(run_id: str, folder: Path) -> None:
+    """One stored run as JSON; the beginning or end of its id is enough."""
+    store = _existing(folder)
+    rows = store.index()
+    found = [
+        row["file"] for row in rows if row["id"].startswith(run_id) or row["id"].endswith(run_id)
+    ]
+    if len(found) != 1:
+        problem = "no run" if not found else f"{len(found)} runs"
+        raise click.UsageError(f"{problem} of this id: {run_id}; see `vram-plan bench list`")
+    click.echo(json.dumps(store.read(found[0]), indent=2, ensure_ascii=False))
+
+
+def _existing(folder: Path) -> Store:
+    from vram_plan.bench.runs.store import Store
+
+    if not folder.is_dir():
+        raise click.UsageError(f"--store {folder}: no such folder; `vram-plan bench run` makes it")
+    return Store(folder)

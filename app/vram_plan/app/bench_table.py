@@ -1,0 +1,65 @@
+"""Runs at a terminal: one line each as it ends, and the list of what is stored."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from vram_plan.app.units import gib
+
+if TYPE_CHECKING:
+    from vram_plan.bench.runs.sweep import Cell
+
+_STYLES = {"ok": "green", "oom": "yellow"}
+
+
+def cell_line(cell: Cell) -> str:
+    """A run in one line: what it was, how it ended, memory beside the plan, seconds a step."""
+    from vram_plan.bench.runs.sweep import shape_of
+
+    name = " ".join(f"{key}={value}" for key, value in shape_of(cell.job).items())
+    if cell.refused is not None:
+        return f"{name}: not run: {cell.refused}"
+    if cell.measurement is None:
+        return f"{name}: {cell.known} (stored)"
+    seen = cell.measurement
+    if seen.outcome != "ok":
+        return f"{name}: {seen.outcome}: {seen.error}"
+    error = (seen.plan or {}).get("error")
+    shown = f"plan {100 * error:+.2f} %" if error is not None else "no plan"
+    seconds = statistics.median(seen.step_seconds)
+    return f"{name}: {gib(seen.allocated_bytes or 0, 3)} ({shown}), {seconds:.3g} s a step"
+
+
+def show_runs(rows: list[dict[str, Any]]) -> None:
+    """The stored runs as a table."""
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    for name in ("run", "model", "method", "device", "outcome"):
+        table.add_column(name, no_wrap=name != "model")
+    for name in ("allocated", "plan", "s/step"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        outcome = row["outcome"] or "?"
+        table.add_row(
+            row["id"][-12:],
+            row["model"] or "?",
+            row["method"] or "?",
+            row["device"] or "?",
+            Text(outcome, style=_STYLES.get(outcome, "red")),
+            gib(row["allocated"], 3) if row["allocated"] else "–",
+            _off(row),
+            f"{row['seconds']:.3g}" if row["seconds"] else "–",
+        )
+    console.print(table)
+
+
+def _off(row: dict[str, Any]) -> str:
+    if not row["allocated"] or not row["planned"]:
+        return "–"
+    return f"{100 * (row['planned'] / row['allocated'] - 1):+.2f} %"

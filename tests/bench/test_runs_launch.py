@@ -1,0 +1,113 @@
+"""How a run can end, each way for real: in a process of its own that is gone afterwards."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from vram_plan.bench.runs.failures import of_exception, of_exit
+from vram_plan.bench.runs.job import Job
+from vram_plan.bench.runs.launch import Limits, launch
+from vram_plan.bench.runs.record import measurement_of
+
+pytest.importorskip("torch")
+
+SMALL = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 160,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 301,
+}
+ON_CPU = {"seq_len": 32, "attention": "eager", "precision": "fp32", "weights_dtype": "fp32"}
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(SMALL))
+    return Job(model=str(path), options=ON_CPU, steps=2, warmup_steps=1)
+
+
+def workers() -> set[str]:
+    found = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True)
+    return {line for line in found.stdout.splitlines() if "vram_plan.bench.runs.worker" in line}
+
+
+def test_a_run_measures_time_and_memory(job: Job) -> None:
+    said: list[str] = []
+    ended = launch(job, say=said.append)
+    seen = measurement_of(job, job.predict(), ended)
+    assert ended.failure is None, ended.log
+    assert seen.outcome == "ok"
+    assert len(seen.step_seconds) == 2
+    assert len(seen.warmup_seconds) == 1
+    assert seen.allocated_bytes == max(instant.bytes for instant in seen.instants)
+    assert seen.losses[1] < seen.losses[0]
+    assert "step 0" in said
+
+
+@pytest.mark.parametrize(
+    ("fault", "outcome"), [("oom", "oom"), ("exit", "crash"), ("hang", "hang")]
+)
+def test_a_run_that_ends_badly_is_a_measurement(
+    job: Job, fault: str, outcome: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VRAM_PLAN_FAULT", fault)
+    ended = launch(job, limits=Limits(first_step=2.0 if fault == "hang" else 60.0))
+    assert ended.failure is not None
+    assert ended.failure.outcome == outcome
+    seen = measurement_of(job, job.predict(), ended)
+    assert seen.outcome == outcome
+    assert seen.allocated_bytes is None
+    if fault == "oom":
+        assert ended.failure.requested_bytes == int(2.5 * 2**30)
+    assert not workers()
+
+
+def test_a_killed_worker_is_told(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VRAM_PLAN_FAULT", "hang")
+
+    def kill(text: str) -> None:
+        if text == "step 0":
+            for line in workers():
+                os.kill(int(line.split()[0]), signal.SIGKILL)
+
+    started = time.monotonic()
+    ended = launch(job, say=kill)
+    assert ended.failure is not None
+    assert ended.failure.outcome == "killed"
+    assert time.monotonic() - started < 60
+    assert not workers()
+
+
+@pytest.mark.parametrize(
+    ("kind", "message", "whose"),
+    [
+        ("OutOfMemoryError", "CUDA out of memory. Tried to allocate 20.00 MiB.", "torch"),
+        ("RuntimeError", "NCCL error: Failed to CUDA malloc 4194304 bytes", "nccl"),
+        (
+            "RuntimeError",
+            "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate",
+            "cublas",
+        ),
+        ("MemoryError", "", "host"),
+        ("RuntimeError", "DefaultCPUAllocator: can't allocate memory: you tried", "host"),
+    ],
+)
+def test_whose_memory_ran_out(kind: str, message: str, whose: str) -> None:
+    found = of_exception(kind, message)
+    assert found.outcome == "oom"
+    assert found.whose == whose
+
+
+def test_other_errors_are_errors() -> None:
+    assert of_exception("ValueError", "zoom out of memory lane").outcome == "error"
+    assert of_exit(1, "one\nlast words\n").message.endswith("last words")
+    assert "SIGSEGV" in of_exit(-signal.SIGSEGV, "").message

@@ -1,0 +1,97 @@
+"""Stored runs survive what machines do to files."""
+
+import json
+import multiprocessing
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vram_plan.bench.measurement import Instant, Measurement
+from vram_plan.bench.runs.store import Damaged, Store, new_id
+
+
+def document(key: str = "k", **changes: Any) -> dict[str, Any]:
+    run = {"id": new_id(), "key": key, "series": "s", "created_utc": "2026-01-01T00:00:00Z"}
+    seen = Measurement(
+        outcome="ok",
+        device="cpu",
+        config={"method": "lora", "engine": "torch"},
+        model={"name": "small"},
+        instants=(Instant(name="loss", bytes=7),),
+        step_seconds=(0.3, 0.1, 0.2),
+        run=run | {"job": {}},
+    )
+    return seen.to_document() | changes
+
+
+def test_a_run_is_written_once(tmp_path: Path) -> None:
+    store, found = Store(tmp_path), document()
+    store.add(found)
+    with pytest.raises(ValueError, match="written once"):
+        store.add(found)
+    assert store.read(f"{found['run']['id']}.json") == found
+    assert not [path for path in store.runs.iterdir() if path.suffix == ".half"]
+
+
+def test_the_index_follows_the_files(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    path = store.add(document("a"))
+    store.add(document("b"))
+    rows = store.index()
+    assert [row["key"] for row in rows] == ["a", "b"] or [row["key"] for row in rows] == ["b", "a"]
+    assert rows[0]["seconds"] == 0.2
+    path.unlink()
+    assert store.finished() == {"b": "ok"}
+    (tmp_path / "index.sqlite").write_bytes(b"no database")
+    assert store.finished() == {"b": "ok"}
+
+
+def test_damaged_files_are_told_and_left_alone(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.add(document("a"))
+    cases = {
+        "broken.json": "{",
+        "future.json": json.dumps(document(schema="vram-plan/measurement/9")),
+        "list.json": "[]",
+    }
+    for name, text in cases.items():
+        (store.runs / name).write_text(text)
+    told = {found.file for found in store.documents() if isinstance(found, Damaged)}
+    assert told == set(cases)
+    assert list(store.finished()) == ["a"]
+    assert {path.name for path in store.runs.iterdir()} >= set(cases)
+
+
+def _fill(folder: Path, key: str) -> None:
+    store = Store(folder)
+    for number in range(20):
+        store.add(document(f"{key}{number}"))
+        store.index()
+
+
+def test_two_sweeps_share_a_store(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    both = [context.Process(target=_fill, args=(tmp_path, key)) for key in "ab"]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join()
+    assert [process.exitcode for process in both] == [0, 0]
+    assert len(Store(tmp_path).finished()) == 40
+
+
+def test_an_index_of_another_version_is_made_again(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.add(document("a"))
+    with sqlite3.connect(tmp_path / "index.sqlite") as connection:
+        connection.execute("CREATE TABLE runs (file TEXT)")
+    connection.close()
+    assert store.finished() == {"a": "ok"}
+
+
+def test_a_folder_that_cannot_be_written_names_the_way_out(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="choose another folder"):
+        Store(tmp_path / "file").add(document())
