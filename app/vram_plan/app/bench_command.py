@@ -62,12 +62,11 @@ class _RunCommand(click.Command):
 @click.option("--steps", type=int, default=5, show_default=True, help="Timed optimizer steps.")
 @click.option("--warmup-steps", type=int, default=2, show_default=True)
 @click.option("--repeats", type=int, default=1, show_default=True, help="Runs of each cell.")
+@click.option("--hertz", type=float, default=10.0, show_default=True, help="Samples a second.")
 @click.option("--yes", is_flag=True, help=f"Run more than {_MOST_CELLS:,} cells.")
 @_store
 @click.pass_context
-def run(
-    context: click.Context, /, suite: str | None, folder: Path, yes: bool, **values: Any
-) -> None:
+def run(context: click.Context, /, suite: str | None, folder: Path, **values: Any) -> None:
     """Run a suite (a TOML file or a shipped name), or one configuration given by options.
 
     Runs that the store has are not run again: the same command resumes.
@@ -75,12 +74,13 @@ def run(
     from vram_plan.bench.runs.store import Store
     from vram_plan.bench.runs.sweep import sweep
 
+    yes, hertz = values.pop("yes"), values.pop("hertz")
     try:
         jobs = _jobs(suite, values)
         if len(jobs) > _MOST_CELLS and not yes:
             raise ValueError(f"{len(jobs):,} runs: add --yes if that is meant")
         store = Store(folder)
-        failed = _report(sweep(jobs, store, say=_say), len(jobs))
+        failed = _report(sweep(jobs, store, hertz=hertz, say=_say), len(jobs))
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     if failed:

@@ -17,6 +17,7 @@ from typing import Any
 from vram_plan.bench.runs.failures import Failure, of_exception, of_exit
 from vram_plan.bench.runs.job import Job
 from vram_plan.bench.runs.progress import Watched
+from vram_plan.bench.runs.sampler import HERTZ, Sampler
 
 __all__ = ["Ended", "Limits", "launch"]
 
@@ -68,6 +69,7 @@ class Ended:
         stage: the last stage heard of.
         seconds: from launch to end.
         log: the end of what the worker printed.
+        samples: what the sampler saw, by column.
     """
 
     result: dict[str, Any] | None
@@ -75,16 +77,26 @@ class Ended:
     stage: str
     seconds: float
     log: str
+    samples: dict[str, Any] | None = None
 
 
-def launch(job: Job, *, limits: Limits | None = None, say: Say | None = None) -> Ended:
-    """Run ``job``; the worker's whole process group is gone afterwards, however it ended."""
+def launch(
+    job: Job, *, limits: Limits | None = None, hertz: float = HERTZ, say: Say | None = None
+) -> Ended:
+    """Run ``job``; the worker's whole process group is gone afterwards, however it ended.
+
+    Args:
+        job: what to run.
+        limits: after how long it is stopped.
+        hertz: samples a second; 0 for none.
+        say: is told what the worker does.
+    """
     limits, say = limits or Limits(), say or (lambda text: None)
     with tempfile.TemporaryDirectory(prefix="vram-plan-run-") as folder:
-        return _launched(job, Path(folder), limits, say)
+        return _launched(job, Path(folder), limits, hertz, say)
 
 
-def _launched(job: Job, folder: Path, limits: Limits, say: Say) -> Ended:
+def _launched(job: Job, folder: Path, limits: Limits, hertz: float, say: Say) -> Ended:
     (folder / "job.json").write_text(job.to_json(), encoding="utf-8")
     started = time.monotonic()
     with (folder / "log").open("wb") as log:
@@ -96,10 +108,12 @@ def _launched(job: Job, folder: Path, limits: Limits, say: Say) -> Ended:
             start_new_session=True,
         )
         watched = Watched(folder / "progress.jsonl")
+        sampler = Sampler(worker.pid, folder, uuid=_gpu(job), hertz=hertz) if hertz else None
         try:
             stopped = _watch(worker, watched, limits, started, say)
         finally:
             _end_group(worker)
+            samples = sampler.stop() if sampler else None
     watched.read()
     text = _tail(folder / "log")
     failure, result = _verdict(folder, worker.returncode, stopped, text)
@@ -109,7 +123,19 @@ def _launched(job: Job, folder: Path, limits: Limits, say: Say) -> Ended:
         stage=watched.stage,
         seconds=time.monotonic() - started,
         log=text,
+        samples=samples,
     )
+
+
+def _gpu(job: Job) -> str | None:
+    """UUID of the GPU the run will take; empty for the first one where PyTorch cannot tell."""
+    if job.device != "cuda":
+        return None
+    import torch
+
+    if not torch.cuda.is_available():
+        return ""
+    return f"GPU-{torch.cuda.get_device_properties(0).uuid}"
 
 
 def _watch(

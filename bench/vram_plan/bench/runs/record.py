@@ -15,9 +15,7 @@ from vram_plan.estimator.planner import Plan
 __all__ = ["measurement_of"]
 
 
-def measurement_of(
-    job: Job, planned: Plan, ended: Ended, samples: dict[str, Any] | None = None
-) -> Measurement:
+def measurement_of(job: Job, planned: Plan, ended: Ended) -> Measurement:
     """What was seen, beside what was predicted before it was run."""
     seen = {} if ended.failure else ended.result or {}
     instants = tuple(
@@ -44,10 +42,21 @@ def measurement_of(
         warmup_seconds=tuple(seen.get("warmup_seconds", ())),
         losses=tuple(seen.get("losses", ())),
         failure=_failure(ended),
-        samples=samples,
+        samples=ended.samples,
+        device_bytes=_device_bytes(ended.samples),
         run=_identity(job),
         plan=beside(planned, peak),
     )
+
+
+def _device_bytes(samples: dict[str, Any] | None) -> int | None:
+    """NVML's largest reading of the process; where containers hide processes, of the device."""
+    found = (samples or {}).get("columns", {})
+    for name in ("process_bytes", "used_bytes"):
+        seen = [value for value in found.get(name, ()) if value is not None]
+        if seen:
+            return int(max(seen))
+    return None
 
 
 def _failure(ended: Ended) -> dict[str, Any] | None:

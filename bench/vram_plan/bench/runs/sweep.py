@@ -11,6 +11,7 @@ from vram_plan.bench.runs.failures import Failure
 from vram_plan.bench.runs.job import Job
 from vram_plan.bench.runs.launch import Ended, Limits, launch
 from vram_plan.bench.runs.record import measurement_of
+from vram_plan.bench.runs.sampler import HERTZ
 from vram_plan.bench.runs.store import Store
 
 __all__ = ["Cell", "sweep"]
@@ -36,7 +37,12 @@ class Cell:
 
 
 def sweep(
-    jobs: Iterable[Job], store: Store, *, limits: Limits | None = None, say: Say | None = None
+    jobs: Iterable[Job],
+    store: Store,
+    *,
+    limits: Limits | None = None,
+    hertz: float = HERTZ,
+    say: Say | None = None,
 ) -> Iterator[Cell]:
     """Run what is missing; every run is in the store before the next one begins."""
     done = store.finished()
@@ -49,15 +55,15 @@ def sweep(
         except ValueError as error:
             yield Cell(job=job, refused=str(error))
             continue
-        ended = _ended(job, limits, say)
+        ended = _ended(job, limits, hertz, say)
         measurement = measurement_of(job, planned, ended)
         store.add(measurement.to_document())
         yield Cell(job=job, measurement=measurement)
 
 
-def _ended(job: Job, limits: Limits | None, say: Say | None) -> Ended:
+def _ended(job: Job, limits: Limits | None, hertz: float, say: Say | None) -> Ended:
     try:
-        return launch(job, limits=limits, say=say)
+        return launch(job, limits=limits, hertz=hertz, say=say)
     except OSError as error:
         message = f"the worker could not be started: {error}"
         failure = Failure(outcome="crash", message=message)

@@ -1,0 +1,146 @@
+"""A process of its own that samples a run: ``python -m vram_plan.bench.runs.sampler``.
+
+It holds nothing of the run's process, so that it costs the run no time; it ends when it is told to
+or when the sampled process is gone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from vram_plan.bench.runs.nvml import Gpu, NoNvmlError
+
+__all__ = ["Sampler", "columns", "main"]
+
+HERTZ = 10.0
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+
+class Sampler:
+    """Samples a process while the block runs; ``columns`` has what was seen.
+
+    Args:
+        pid: the process (and, for its memory on the host, its children).
+        folder: where the samples go until they are read.
+        uuid: the GPU; None samples the host alone.
+        hertz: samples a second.
+    """
+
+    def __init__(
+        self, pid: int, folder: Path, *, uuid: str | None = None, hertz: float = HERTZ
+    ) -> None:
+        if not 0 < hertz <= 100:
+            raise ValueError(f"--hertz {hertz:g}: between 0 and 100; NVML itself is no faster")
+        self.path = folder / "samples.jsonl"
+        command = [sys.executable, "-m", "vram_plan.bench.runs.sampler", str(self.path)]
+        command += ["--pid", str(pid), "--hertz", str(hertz)]
+        if uuid is not None:
+            command += ["--gpu", uuid]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+
+    def stop(self) -> dict[str, Any]:
+        """End it and return its samples by column."""
+        self._process.terminate()
+        try:
+            self._process.wait(5.0)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        return columns(self.path)
+
+
+def columns(path: Path) -> dict[str, Any]:
+    """Samples by column, with what was said about them; a half-written last line is left out."""
+    about: dict[str, Any] = {}
+    rows: list[dict[str, Any]] = []
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    for line in text.splitlines():
+        try:
+            found = json.loads(line)
+        except ValueError:
+            continue
+        if "seconds" in found:
+            rows.append(found)
+        else:
+            about |= found
+    names = dict.fromkeys(name for row in rows for name in row)
+    return about | {"columns": {name: [row.get(name) for row in rows] for name in names}}
+
+
+def main() -> None:
+    """Sample until the end."""
+    parser = argparse.ArgumentParser(prog="python -m vram_plan.bench.runs.sampler")
+    parser.add_argument("path", type=Path)
+    parser.add_argument("--pid", type=int, required=True)
+    parser.add_argument("--gpu")
+    parser.add_argument("--hertz", type=float, default=HERTZ)
+    given = parser.parse_args()
+    ended: list[int] = []
+
+    def end(number: int, frame: FrameType | None) -> None:
+        ended.append(number)
+
+    signal.signal(signal.SIGTERM, end)
+    gpu, about = _open(given.gpu)
+    started = time.monotonic()
+    with given.path.open("w", encoding="utf-8", buffering=1) as file:
+        file.write(json.dumps(about | {"hertz": given.hertz, "started": started}) + "\n")
+        number = 0
+        while not ended and _alive(given.pid):
+            row = {"seconds": time.monotonic() - started, "host_bytes": tree_bytes(given.pid)}
+            file.write(json.dumps(row | (gpu.sample(given.pid) if gpu else {})) + "\n")
+            number += 1
+            # From the start, not from the last sample: delays do not add up.
+            time.sleep(max(0.0, started + number / given.hertz - time.monotonic()))
+    if gpu:
+        gpu.close()
+
+
+def _open(uuid: str | None) -> tuple[Gpu | None, dict[str, Any]]:
+    if uuid is None:
+        return None, {"gpu": None, "gpu_reason": "the run uses no GPU"}
+    try:
+        gpu = Gpu(uuid)
+    except NoNvmlError as error:
+        return None, {"gpu": None, "gpu_reason": str(error)}
+    return gpu, {"gpu": gpu.facts, "gpu_reason": None}
+
+
+def _alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return False
+    return state != "Z"
+
+
+def tree_bytes(pid: int) -> int | None:
+    """Resident bytes of a process and its children; None where /proc does not tell."""
+    total, todo = 0, [pid]
+    while todo:
+        one = todo.pop()
+        try:
+            pages = Path(f"/proc/{one}/statm").read_text(encoding="utf-8").split()[1]
+            children = Path(f"/proc/{one}/task/{one}/children").read_text(encoding="utf-8")
+        except (OSError, IndexError):
+            if one == pid:
+                return None
+            continue
+        total += int(pages) * _PAGE_BYTES
+        todo += [int(child) for child in children.split()]
+    return total
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""The sampler: the host for real, NVML through a stand-in with its real names and errors."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from vram_plan.bench.runs.nvml import Gpu, NoNvmlError
+from vram_plan.bench.runs.sampler import Sampler, columns, tree_bytes
+
+
+class Nvml:
+    """NVML as a driver of an A100 answers it; ``silent`` names what is not supported."""
+
+    NVML_CLOCK_SM = 1
+    NVML_TEMPERATURE_GPU = 0
+
+    class NVMLError(Exception):
+        """The library's own error."""
+
+    def __init__(self, *silent: str) -> None:
+        self.silent = silent
+        self.__dict__["nvmlMemory_v2"] = 0x02000028
+
+    def __getattr__(self, name: str) -> Any:
+        def answer(*args: Any, **keywords: Any) -> Any:
+            if name in self.silent:
+                raise self.NVMLError(f"{name}: Not Supported")
+            memory = SimpleNamespace(total=80 * 2**30, used=3 * 2**30, free=77 * 2**30)
+            if keywords:
+                memory.reserved = 600 * 2**20
+            return {
+                "nvmlDeviceGetUUID": b"GPU-1",
+                "nvmlDeviceGetName": "NVIDIA A100-SXM4-80GB",
+                "nvmlDeviceGetMemoryInfo": memory,
+                "nvmlDeviceGetPowerUsage": 61_500,
+                "nvmlDeviceGetTotalEnergyConsumption": 1_000_000,
+                "nvmlDeviceGetUtilizationRates": SimpleNamespace(gpu=97, memory=40),
+                "nvmlDeviceGetComputeRunningProcesses": [
+                    SimpleNamespace(pid=7, usedGpuMemory=2**30)
+                ],
+            }.get(name, 1)
+
+        return answer
+
+
+def test_a_gpu_in_plain_units() -> None:
+    gpu = Gpu("GPU-1", nvml=Nvml())
+    seen = gpu.sample(7)
+    assert gpu.facts["name"] == "NVIDIA A100-SXM4-80GB"
+    assert seen["used_bytes"] == 3 * 2**30
+    assert seen["driver_reserved_bytes"] == 600 * 2**20
+    assert seen["process_bytes"] == 2**30
+    assert seen["power_watts"] == pytest.approx(61.5)
+    assert seen["energy_joules"] == pytest.approx(1000.0)
+    assert seen["gpu_percent"] == 97
+
+
+def test_what_a_gpu_does_not_say_is_none() -> None:
+    silent = ("nvmlDeviceGetMemoryInfo", "nvmlDeviceGetPowerUsage", "nvmlDeviceGetUtilizationRates")
+    seen = Gpu(nvml=Nvml(*silent)).sample(8)
+    assert seen["used_bytes"] is None
+    assert seen["power_watts"] is None
+    assert seen["gpu_percent"] is None
+    assert seen["process_bytes"] is None
+
+
+def test_no_driver_is_told() -> None:
+    with pytest.raises(NoNvmlError, match="nvmlInit"):
+        Gpu(nvml=Nvml("nvmlInit"))
+
+
+def test_a_process_is_sampled_until_it_ends(tmp_path: Path) -> None:
+    work = "import time; held = bytearray(64 * 2**20); time.sleep(30)"
+    worker = subprocess.Popen([sys.executable, "-c", work])
+    try:
+        sampler = Sampler(worker.pid, tmp_path, hertz=20)
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            rows = columns(tmp_path / "samples.jsonl").get("columns", {}).get("host_bytes", [])
+            if rows and (rows[-1] or 0) > 64 * 2**20:
+                break
+            time.sleep(0.1)
+        seen = sampler.stop()
+    finally:
+        worker.kill()
+        worker.wait()
+    assert seen["gpu"] is None
+    assert seen["gpu_reason"] == "the run uses no GPU"
+    assert max(seen["columns"]["host_bytes"]) > 64 * 2**20
+    assert seen["columns"]["seconds"] == sorted(seen["columns"]["seconds"])
+
+
+def test_a_gpu_that_is_not_there_is_told(tmp_path: Path) -> None:
+    worker = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(30)"])
+    try:
+        sampler = Sampler(worker.pid, tmp_path, uuid="GPU-none")
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline and not columns(sampler.path).get("columns"):
+            time.sleep(0.1)
+        seen = sampler.stop()
+    finally:
+        worker.kill()
+        worker.wait()
+    assert seen["gpu"] is None
+    assert seen["gpu_reason"]
+
+
+def test_damage_and_absence_are_no_errors(tmp_path: Path) -> None:
+    path = tmp_path / "samples.jsonl"
+    assert columns(path) == {"columns": {}}
+    path.write_text('{"hertz": 10}\n{"seconds": 1, "host_bytes": 5}\n{"seconds": 2, "ho')
+    assert columns(path) == {"hertz": 10, "columns": {"seconds": [1], "host_bytes": [5]}}
+    assert tree_bytes(2**22 + 1) is None
+    with pytest.raises(ValueError, match="hertz"):
+        Sampler(1, tmp_path, hertz=0)
