@@ -12,6 +12,7 @@ _COMMANDS = {
     "plan": "plan_command",
     "dry-run": "dry_run_command",
     "bench": "bench_command",
+    "doctor": "doctor_command",
     "validate": "validate_command",
     "models": "catalogue_commands",
     "gpus": "catalogue_commands",
