@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -84,13 +85,16 @@ def dry_run(context: click.Context, /, model: str, **values: Any) -> None:
 def _traced(
     model: str, values: dict[str, Any], view: dict[str, Any]
 ) -> tuple[Measurement, Plan, DryRun]:
-    from vram_plan.bench.dry_run import DryRun
-    from vram_plan.estimator.planner import plan
+    from vram_plan.bench.dry_run import DryRun, traced_model
+    from vram_plan.estimator.planner import plan_config
+    from vram_plan.estimator.resolve import resolve
+    from vram_plan.profiles.models import resolve_model
 
-    planned = plan(model, **given(values))
+    config = resolve(resolve_model(model), given(values))
+    planned = plan_config(replace(config, model=traced_model(config.model)))
     whole = any(view[name] for name in ("whole", "timeline", "explain", "snapshot"))
     with _progress() as say:
-        job = DryRun(planned.config, device=view["device"], whole=whole, say=say)
+        job = DryRun(config, device=view["device"], whole=whole, say=say)
         return job.run(), planned, job
 
 
@@ -99,7 +103,7 @@ def _write_snapshot(job: DryRun, path: str) -> None:
         raise ValueError("--snapshot: this configuration has no trace of single tensors")
     from vram_plan.bench.snapshot import write_snapshot
 
-    write_snapshot(job.trace, path)
+    write_snapshot(Path(path), job.trace)
 
 
 @contextmanager

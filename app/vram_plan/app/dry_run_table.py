@@ -12,12 +12,15 @@ from rich.text import Text
 from vram_plan.app.summary import headline
 from vram_plan.app.units import gb, gib
 from vram_plan.estimator.ledger import COMPONENTS
+from vram_plan.estimator.sharding.zero_parts import REDUCTION
 
 if TYPE_CHECKING:
     from vram_plan.bench.measurement import Measurement
     from vram_plan.bench.trace import Trace
     from vram_plan.estimator.planner import Plan
 
+_WORTH_TELLING = 5 * 2**20
+_LAYERS = "backward of the layers"
 _CLOSE, _FAR = 0.005, 0.02
 """Shares of the peak: green up to the first, red beyond the second."""
 
@@ -56,7 +59,7 @@ def _total(seen: Measurement, planned: Plan) -> Text:
     if seen.reserved_bytes is not None:
         text.append(f"\n  {gib(seen.reserved_bytes)}", style="bold")
         text.append(" reserved by PyTorch's caching allocator")
-    if seen.host_bytes:
+    if seen.host_bytes >= _WORTH_TELLING:
         text.append(f"\n  {gib(seen.host_bytes)}", style="bold")
         text.append(" in host memory")
     text.append("\n")
@@ -65,24 +68,38 @@ def _total(seen: Measurement, planned: Plan) -> Text:
 
 def _instants(seen: Measurement, planned: Plan) -> Table:
     table = _table("instant")
-    expected = planned.memory.instants
+    expected = _joined(planned.memory.instants)
     whole = seen.allocated_bytes or 1
-    for instant in seen.instants:
-        found = expected.get(instant.name)
+    for name, size in _joined({i.name: i.bytes for i in seen.instants}).items():
+        found = expected.get(name)
         table.add_row(
-            instant.name.replace("_", " "),
-            gib(instant.bytes),
+            name.replace("_", " "),
+            gib(size),
             gib(found) if found is not None else "–",
-            Text(*_difference(found, instant.bytes, whole)) if found is not None else "",
+            Text(*_difference(found, size, whole)) if found is not None else "",
         )
     return table
+
+
+def _joined(instants: dict[str, int]) -> dict[str, int]:
+    """The layers' backward passes as one, DeepSpeed's reductions with them.
+
+    The plan knows the ends of the stack, a trace all of it.
+    """
+    found: dict[str, int] = {}
+    for name, size in instants.items():
+        shown = _LAYERS if "layer" in name or name == REDUCTION else name
+        found[shown] = max(size, found.get(shown, 0))
+    return found
 
 
 def _components(seen: Measurement, planned: Plan) -> Table:
     table = _table("at the peak")
     peak = seen.peak
     assert peak is not None
-    parts, expected = peak.components or {}, planned.memory.ledger.components(peak.name)
+    memory = planned.memory
+    instant = peak.name if peak.name in memory.instants else memory.peak_instant
+    parts, expected = peak.components or {}, memory.ledger.components(instant)
     for name in COMPONENTS:
         ours, theirs = expected.get(name, 0), parts.get(name, 0)
         if ours or theirs:

@@ -19,7 +19,7 @@ from vram_plan.estimator.step import (
     TRAINING,
 )
 
-__all__ = ["INNER_LAYERS", "instants_of", "labels"]
+__all__ = ["INNER_LAYERS", "in_order", "instants_of", "labels"]
 
 BACKWARD = "backward"
 INNER_LAYERS = "backward_inner_layers"
@@ -139,13 +139,16 @@ def instants_of(events: Sequence[Event], start_blocks: Iterable[Block]) -> tuple
             alive[name] = alive.get(name, 0) + event.delta
         if label not in best or event.live > best[label][0]:
             best[label] = (event.live, dict(alive))
-    order = {name: place for place, name in enumerate(_ORDER)}
-    return tuple(
+    return in_order(
         Instant(name=name, bytes=total, components=_told(parts))
-        for name, (total, parts) in sorted(
-            best.items(), key=lambda item: order.get(item[0], len(order))
-        )
+        for name, (total, parts) in best.items()
     )
+
+
+def in_order(instants: Iterable[Instant]) -> tuple[Instant, ...]:
+    """In the order of the step."""
+    order = {name: place for place, name in enumerate(_ORDER)}
+    return tuple(sorted(instants, key=lambda instant: order.get(instant.name, len(order))))
 
 
 def _told(parts: dict[str, int]) -> dict[str, int] | None:
