@@ -51,7 +51,7 @@ def document(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> dict[s
 def test_the_plan_stands_beside_what_was_seen(
     small: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = document(["--model", small, "--seq-len", "64"], capsys)
+    found = document(["--model", small, "--seq-len", "64", "--whole"], capsys)
     memory = found["memory"]
     assert found["outcome"] == "ok"
     assert found["extended_from"] is None
