@@ -3,6 +3,8 @@
 import json
 import multiprocessing
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -95,3 +97,24 @@ def test_a_folder_that_cannot_be_written_names_the_way_out(tmp_path: Path) -> No
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="choose another folder"):
         Store(tmp_path / "file").add(document())
+
+
+def test_nothing_is_lost_or_counted_twice_when_writers_are_killed(tmp_path: Path) -> None:
+    script = Path(__file__).with_name("kill_points.py")
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path), "200"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
+    )
+    said = json.loads(done.stdout)
+    store = Store(tmp_path)
+    found = list(store.documents())
+    assert not [one for one in found if isinstance(one, Damaged)]
+    kept = [one["run"]["id"] for one in found if not isinstance(one, Damaged)]
+    assert set(said) <= set(kept)
+    assert len(kept) == len(set(kept))
+    assert len(kept) - len(said) <= 200  # in the store, killed before it could be said
+    assert set(store.finished()) == set(kept)
+    assert len(said) >= 50

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
@@ -157,6 +157,26 @@ def show(run_id: str, folder: Path) -> None:
         problem = "no run" if not found else f"{len(found)} runs"
         raise click.UsageError(f"{problem} of this id: {run_id}; see `vram-plan bench list`")
     click.echo(json.dumps(store.read(found[0]), indent=2, ensure_ascii=False))
+
+
+@bench.command()
+@click.option("--output", type=click.File("w"), default="-", help="A file.  [default: stdout]")
+@_store
+def export(output: TextIO, folder: Path) -> None:
+    """Write the stored runs as rows for `vram-plan validate --data FILE`.
+
+    Rows hold no names of hosts, users or folders, so that they can be shared.
+    """
+    from vram_plan.bench.runs.export import write_rows
+    from vram_plan.bench.runs.store import Damaged
+
+    documents = []
+    for found in _existing(folder).documents():
+        if isinstance(found, Damaged):
+            click.echo(f"left out: {found.file}: {found.reason}", err=True)
+        else:
+            documents.append(found)
+    write_rows(documents, output)
 
 
 def _existing(folder: Path) -> Store:

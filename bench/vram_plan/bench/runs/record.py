@@ -14,6 +14,23 @@ from vram_plan.estimator.planner import Plan
 
 __all__ = ["measurement_of"]
 
+_SHAPE = (
+    "model_type",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "intermediate_size",
+    "is_gated_act",
+    "vocab_size",
+    "tie_word_embeddings",
+    "num_experts",
+    "num_experts_per_tok",
+    "moe_intermediate_size",
+)
+"""What a reader needs who has not the model's `config.json`."""
+
 
 def measurement_of(job: Job, planned: Plan, ended: Ended) -> Measurement:
     """What was seen, beside what was predicted before it was run."""
@@ -32,6 +49,7 @@ def measurement_of(job: Job, planned: Plan, ended: Ended) -> Measurement:
             "parameters": seen.get("parameters", planned.parameters),
             "trainable_parameters": seen.get("trainable_parameters", planned.trainable_parameters),
             "source": planned.model.source,
+            "shape": {name: getattr(planned.model, name) for name in _SHAPE},
         },
         instants=instants,
         reserved_bytes=seen.get("reserved_bytes"),

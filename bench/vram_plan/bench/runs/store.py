@@ -47,6 +47,7 @@ _COLUMNS = (
     "seconds",
 )
 _MOST_BYTES = 64 * 2**20
+_ABANDONED_SECONDS = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +100,7 @@ class Store:
             if path.exists():
                 raise ValueError(f"{path} exists already; a run is written once")
             write_whole(path, json.dumps(document, ensure_ascii=False))
+            self._drop_halves()
         except OSError as error:
             reason = error.strerror or str(error)
             raise ValueError(f"--store {self.folder}: {reason}; choose another folder") from None
@@ -139,6 +141,12 @@ class Store:
     def finished(self) -> dict[str, str]:
         """Key → outcome of the runs that need not be made again."""
         return {row["key"]: row["outcome"] for row in self.index()}
+
+    def _drop_halves(self) -> None:
+        """Remove what writers that were killed have left behind; nobody writes for so long."""
+        for half in self.runs.glob(".*.half"):
+            if time.time() - half.stat().st_mtime > _ABANDONED_SECONDS:
+                half.unlink(missing_ok=True)
 
     def _names(self) -> list[str]:
         return sorted(path.name for path in self.runs.glob("*.json")) if self.runs.exists() else []
