@@ -1,0 +1,136 @@
+"""Predict every measured row that the plan can express, and say why not of the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+from vram_plan.estimator.config import TrainConfig
+from vram_plan.estimator.planner import Plan, plan_config
+from vram_plan.estimator.resolve import resolve
+from vram_plan.profiles.measured import Invalid, Row
+from vram_plan.reports.validate.judge import Comparison, compare, stage_of
+from vram_plan.reports.validate.model_of_row import model_of_row
+from vram_plan.reports.validate.options_of_row import options_of_row
+from vram_plan.reports.validate.outcomes import Outcome, judge_outcome
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Skipped:
+    """A row that the plan cannot express, and why."""
+
+    row: Row
+    reason: str
+
+
+@dataclass(slots=True, kw_only=True)
+class Validation:
+    """What came of a file of rows.
+
+    Attributes:
+        rows: rows read.
+        comparisons: a measured figure beside its prediction; several for a row of more counters.
+        outcomes: how runs ended beside the plan's verdict.
+        skipped: rows that cannot be expressed.
+        invalid: what in the file is malformed.
+    """
+
+    rows: list[Row] = field(default_factory=list)
+    comparisons: list[Comparison] = field(default_factory=list)
+    outcomes: list[Outcome] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+    invalid: list[Invalid] = field(default_factory=list)
+
+    @property
+    def share(self) -> float:
+        """Predicted share of the rows of quality A and B that have a memory figure."""
+        wanted = [row.id for row in self.rows if row.quality != "C" and row.has_memory]
+        left = {skipped.row.id for skipped in self.skipped}
+        return sum(name not in left for name in wanted) / len(wanted) if wanted else 1.0
+
+
+class Planner:
+    """Plans of rows; rows of the same configuration share one."""
+
+    def __init__(self) -> None:
+        self._plans: dict[tuple[TrainConfig, int | None], Plan | str] = {}
+
+    def plan(self, row: Row, stage: int | None) -> Plan:
+        """The plan of a row for a stage of its pipeline.
+
+        Raises:
+            ValueError: when the plan cannot express it.
+        """
+        model = model_of_row(row)
+        config = resolve(model, options_of_row(row, model))
+        key = (config, stage)
+        if key not in self._plans:
+            self._plans[key] = _predict(config, stage)
+        found = self._plans[key]
+        if isinstance(found, str):
+            raise ValueError(found)
+        return found
+
+
+def _predict(config: TrainConfig, stage: int | None) -> Plan | str:
+    try:
+        return plan_config(config, stage=stage)
+    except ValueError as error:
+        return str(error)
+
+
+def validate(
+    rows: Iterable[Row | Invalid], *, progress: Callable[[int], None] | None = None
+) -> Validation:
+    """Predict rows as they come.
+
+    Args:
+        rows: of ``vram_plan.profiles.measured.read_rows``.
+        progress: called with the number of rows done.
+    """
+    result, planner = Validation(), Planner()
+    for row in rows:
+        if isinstance(row, Invalid):
+            result.invalid.append(row)
+            continue
+        result.rows.append(row)
+        _judge(row, planner, result)
+        if progress is not None:
+            progress(len(result.rows))
+    return result
+
+
+def _judge(row: Row, planner: Planner, result: Validation) -> None:
+    try:
+        found, outcome = judge(row, planner)
+    except ValueError as error:
+        result.skipped.append(Skipped(row=row, reason=str(error)))
+        return
+    if outcome is not None:
+        result.outcomes.append(outcome)
+    result.comparisons.extend(found)
+    if outcome is None and not found:
+        result.skipped.append(Skipped(row=row, reason=_nothing(row)))
+
+
+def judge(row: Row, planner: Planner) -> tuple[list[Comparison], Outcome | None]:
+    """Every comparison of a row, and its outcome.
+
+    Raises:
+        ValueError: when the plan cannot express it.
+    """
+    stage = stage_of(row)
+    whole = planner.plan(row, None)
+    read = whole if stage is None else planner.plan(row, stage)
+    return compare(row, read), judge_outcome(row, whole)
+
+
+def _nothing(row: Row) -> str:
+    gpu = f"GPU {row.gpu} is not in the catalogue" if row.gpu else "the GPU is not stated"
+    return f"no memory figure, and {gpu}"
+
+
+def worst(comparisons: Iterable[Comparison], count: int) -> Iterator[Comparison]:
+    """The comparisons with the largest errors, largest first."""
+    ordered = sorted(comparisons, key=lambda one: -abs(one.error))
+    return iter(ordered[:count])
