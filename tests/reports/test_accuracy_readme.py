@@ -1,0 +1,39 @@
+"""README's accuracy section is what the measured rows say."""
+
+from pathlib import Path
+
+import pytest
+
+from vram_plan.profiles.calibration import load_calibration
+from vram_plan.profiles.measured import read_rows
+from vram_plan.reports.accuracy import BEGIN, END, accuracy_section, main, put
+from vram_plan.reports.validate.run import validate
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+@pytest.fixture(scope="module")
+def section() -> str:
+    return accuracy_section(validate(read_rows()), load_calibration())
+
+
+def test_the_section_is_generated(section: str) -> None:
+    text = README.read_text(encoding="utf-8")
+    again = "python -m vram_plan.reports.accuracy README.md"
+    assert put(text, section) == text, f"README's accuracy section has drifted; run {again}"
+
+
+def test_the_command_writes_it(
+    section: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vram_plan.reports.accuracy.validate", lambda _: None)
+    monkeypatch.setattr("vram_plan.reports.accuracy.accuracy_section", lambda *_: section)
+    copy = tmp_path / "README.md"
+    copy.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n", encoding="utf-8")
+    assert main([str(copy)]) == 0
+    assert copy.read_text(encoding="utf-8") == f"before\n{BEGIN}\n{section}\n{END}\nafter\n"
+
+
+def test_markers_are_needed() -> None:
+    with pytest.raises(ValueError, match="accuracy"):
+        put("no markers", "text")
