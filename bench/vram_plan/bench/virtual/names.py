@@ -1,0 +1,175 @@
+"""Which tensor of DeepSpeed's is what: the plan's components, by who holds them."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+
+from vram_plan.bench.trace.storages import StorageLog
+
+__all__ = ["Names"]
+
+_MASTERS = (
+    "single_partition_of_fp32_groups",  # stages 1 and 2
+    "fp32_partitioned_groups_flat",  # stage 3
+    "fp32_groups_flat_partition",  # stage 1 with fp32 accumulation
+    "fp32_groups_flat",  # stage 0 with FusedAdam
+    "fp32_groups",  # stage 0 with another optimizer
+)
+_GRADIENTS = (
+    "averaged_gradients",
+    "all_grad_tensors",
+    "grad_partitions_flat_buffer",
+    "fp32_groups_gradients_flat",
+    "accumulated_grads_in_cpu",
+)
+_HOST_BUFFERS = ("param_buffer_of_bit16_for_cpu_offload_groups", "temp_grad_buffer_for_cpu_offload")
+_HOST_WEIGHTS = "param_groups_fp16_flat_cpu_memory"
+_FLOATS = ("fp32", "bf16", "fp16")
+_PASSES = ("forward", "loss", "backward")
+
+
+class Names:
+    """Names the blocks of a log, and counts what a GPU's job would keep on the host.
+
+    On the CPU the device's memory and the host's are the same; DeepSpeed's own attributes say
+    which tensor it would keep where.
+
+    Attributes:
+        host: component → bytes of one rank on the host.
+        buckets: DeepSpeed's, into which gradients are copied; each is made by the first of them.
+    """
+
+    def __init__(self, log: StorageLog, model: Any, offloads: tuple[bool, bool]) -> None:
+        self.log = log
+        self.model = model
+        self.offloads = offloads
+        self.host: dict[str, int] = {}
+        self.buckets: dict[Any, Any] = {}
+        self._pinned: set[int] = set()
+        self._moved: set[int] = set()
+
+    def pinned(self, tensor: torch.Tensor) -> None:
+        """Note a tensor that would be locked in host memory."""
+        self._pinned.add(tensor.untyped_storage()._cdata)
+
+    def watch_gradients(self) -> None:
+        """Name every gradient where autograd puts it."""
+        for parameter in self.model.parameters():
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(self._arrived)
+
+    def _arrived(self, parameter: torch.Tensor) -> None:
+        if parameter.grad is not None:
+            self.name("gradients", [parameter.grad])
+        for bucket in self.buckets.values():
+            self.name("buffers", _tensors(bucket.buffer))
+
+    def name(self, component: str, tensors: Iterable[torch.Tensor]) -> None:
+        """Name the blocks below some tensors, unless they have a name."""
+        for tensor in tensors:
+            block = self.log.block_of(tensor)
+            if block is not None and not block.component:
+                block.component = component
+
+    def residents(self, engine: Any) -> None:
+        """Name what the engine holds now, and move the host's part off the device."""
+        optimizer = engine.optimizer
+        self.buckets = getattr(optimizer, "ipg_buckets", {})
+        states = list(_states(engine.basic_optimizer))
+        for bucket in self.buckets.values():
+            self.name("buffers", _tensors(bucket.buffer))
+        groups = {
+            "weights": list(self._weights()),
+            "master_weights": list(_held(optimizer, _MASTERS)),
+            "gradients": [*_held(optimizer, _GRADIENTS), *self._gradients(optimizer)],
+            "optimizer_states": states,
+            "buffers": list(_held(optimizer, _HOST_BUFFERS)),
+        }
+        for component in ("weights", "master_weights", "gradients", "optimizer_states"):
+            self.name(component, groups[component])
+        self.name("buffers", self.model.buffers())
+        if self.offloads[0]:
+            self._to_host(groups, optimizer)
+
+    def _weights(self) -> Iterator[torch.Tensor]:
+        for parameter in self.model.parameters():
+            part = getattr(parameter, "ds_tensor", None)
+            if part is None:
+                yield parameter
+            else:
+                yield part
+
+    def _gradients(self, optimizer: Any) -> Iterator[torch.Tensor]:
+        for parameter in (*self.model.parameters(), *_held(optimizer, _MASTERS)):
+            if parameter.grad is not None:
+                yield parameter.grad
+
+    def _to_host(self, groups: dict[str, list[torch.Tensor]], optimizer: Any) -> None:
+        masters = groups["master_weights"]
+        wide = [master.grad for master in masters if master.grad is not None]
+        away = {
+            "master_weights": masters,
+            "gradients": [*_held(optimizer, _GRADIENTS[2:]), *wide],
+            "optimizer_states": groups["optimizer_states"],
+            "buffers": groups["buffers"],
+        }
+        if self.offloads[1]:
+            away["weights"] = [*_held(optimizer, (_HOST_WEIGHTS,)), *self._weights()]
+        for component, tensors in away.items():
+            for tensor in tensors:
+                self._move(component, tensor)
+
+    def _move(self, component: str, tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if storage._cdata in self._moved:
+            return
+        self._moved.add(storage._cdata)
+        nbytes = storage.nbytes()
+        if storage._cdata in self._pinned and nbytes:
+            # torch 2.13.0 aten/src/ATen/core/CachingHostAllocator.h: powers of two
+            nbytes = 1 << (nbytes - 1).bit_length()
+        self.host[component] = self.host.get(component, 0) + nbytes
+        self.log.on_host(tensor)
+
+    def rest(self) -> None:
+        """Name what nobody holds by name: activations, logits, temporaries, buffers."""
+        vocabulary = self.model.config.get_text_config().vocab_size
+        events = (*self.log.history, *self.log.events)
+        for block in (*self.log.blocks.values(), *(event.block for event in events)):
+            if block.component:
+                continue
+            if block.phase == "build":
+                block.component = "buffers"
+            elif _is_logits(block, vocabulary):
+                block.component = "logits"
+            elif block.phase in {"forward", "loss"} or block.recomputed:
+                block.component = "activations"
+            else:
+                block.component = "temporaries"
+
+
+def _is_logits(block: Any, vocabulary: int) -> bool:
+    wide = block.shape[-1:] == (vocabulary,) and block.dtype in _FLOATS
+    return wide and block.phase in _PASSES
+
+
+def _held(owner: Any, names: tuple[str, ...]) -> Iterator[torch.Tensor]:
+    for name in names:
+        yield from _tensors(getattr(owner, name, None))
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _tensors(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _tensors(item)
+
+
+def _states(optimizer: Any) -> Iterator[torch.Tensor]:
+    for state in getattr(optimizer, "state", {}).values():
+        yield from (item for item in state.values() if isinstance(item, torch.Tensor))

@@ -1,0 +1,106 @@
+"""The closed form of DeepSpeed against DeepSpeed's real engine on virtual ranks."""
+
+from typing import Any
+
+import pytest
+
+from vram_plan.bench.virtual import ZeroTrace, trace_zeros
+from vram_plan.estimator import Plan, plan
+from vram_plan.estimator.config import ZeroSizes
+from vram_plan.estimator.ledger import Ledger
+from vram_plan.estimator.sharding.zero_parts import REDUCTION
+from vram_plan.estimator.step import CLIPPING, FORWARD, LOSS, OPTIMIZER_STEP, PASSES, TRAINING
+from vram_plan.profiles.hf_config import from_hf_config
+
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 256,
+    "intermediate_size": 688,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 1000,
+    "tie_word_embeddings": False,
+}
+BUCKET = {"reduce_bucket_size": 500_000}
+TIGHT = {
+    "stage3_max_live_parameters": 800_000,
+    "stage3_max_reuse_distance": 400_000,
+    "stage3_prefetch_bucket_size": 100_000,
+    "stage3_param_persistence_threshold": 2_560,
+    "sub_group_size": 200_000,
+}
+LORA: dict[str, Any] = {"method": "lora", "lora_rank": 8}
+
+
+def case(stage: int, sizes: dict[str, Any] | None = None, **options: Any) -> Plan:
+    chosen = {"overlap_comm": stage == 3, **BUCKET, **(sizes or {})}
+    given = {"gpus": 2, "gpus_per_node": 1, "seq_len": 16, "attention": "eager", **options}
+    if given.get("method") == "lora":
+        given["adapter_dtype"] = "bf16"
+    return plan(
+        from_hf_config(LLAMA, name="toy"),
+        engine="deepspeed",
+        zero=stage,
+        zero_sizes=ZeroSizes(**chosen),
+        **given,
+    )
+
+
+CASES = {
+    "stage 0, 1 rank": case(0, gpus=1),
+    "stage 0, 8 ranks": case(0, gpus=8),
+    **{f"stage {s}, {n} ranks": case(s, gpus=n) for s in (1, 2, 3) for n in (1, 2, 4, 8)},
+    "stage 1, 2 micro-batches": case(1, grad_accum=2),
+    "stage 1, fp32 gradients": case(1, {"grad_accum_bytes": 4}),
+    "stage 2, 2 micro-batches": case(2, grad_accum=2),
+    "stage 2, LoRA, checkpointing": case(2, checkpointing="full", **LORA),
+    "stage 2, fp16": case(2, precision="fp16", weights_dtype="fp16", gpus=1),
+    "stage 2, optimizer on the host": case(2, {"pin_memory": False}, offload="optimizer", gpus=1),
+    "stage 2, flash": case(2, attention="flash", micro_batch=4, gpus=1),
+    "stage 3, fp32": case(3, precision="fp32", weights_dtype="fp32"),
+    "stage 3, tight limits": case(3, TIGHT),
+    "stage 3, LoRA": case(3, **LORA),
+    "stage 3, all on the host": case(3, offload="optimizer+params"),
+}
+"""Stage 0 divides nothing: every number of ranks between runs the same step."""
+PHASES = {
+    "forward": {FORWARD},
+    "loss": {LOSS},
+    "backward": {*PASSES, REDUCTION} - {FORWARD, LOSS},
+    "step": {CLIPPING, OPTIMIZER_STEP},
+}
+
+
+@pytest.fixture(scope="module")
+def traced() -> dict[str, ZeroTrace]:
+    found = trace_zeros([(one.config, LLAMA) for one in CASES.values()], timeout_seconds=600)
+    good = {}
+    for name, one in zip(CASES, found, strict=True):
+        assert isinstance(one, ZeroTrace), (name, one)
+        good[name] = one
+    return good
+
+
+def predicted(name: str) -> dict[str, int]:
+    entries = CASES[name].memory.ledger.entries
+    totals = Ledger(dict.fromkeys((*TRAINING, REDUCTION)), entries).totals()
+    return {phase: max(totals[i] for i in instants) for phase, instants in PHASES.items()}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_peak_of_the_step(name: str, traced: dict[str, ZeroTrace]) -> None:
+    assert max(predicted(name).values()) == pytest.approx(traced[name].peak_bytes, rel=0.005)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_phases(name: str, traced: dict[str, ZeroTrace]) -> None:
+    """Where the weights of one block come and go, the plan adds values of different moments."""
+    found, seen = predicted(name), traced[name].phase_peaks
+    for phase in PHASES:
+        assert found[phase] == pytest.approx(seen[phase], rel=0.015), phase
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_host(name: str, traced: dict[str, ZeroTrace]) -> None:
+    assert CASES[name].memory.host_bytes == pytest.approx(traced[name].host_bytes, rel=1e-4)
