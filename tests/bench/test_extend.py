@@ -6,8 +6,6 @@ import pytest
 
 from vram_plan.bench.trace import Extended, Trace, TraceConfig, trace_deep, trace_step
 
-#: The gradient norm's partial results are rounded up to 512 bytes once, not per layer.
-NORM_BYTES = 1024
 CASES: list[tuple[str, dict[str, Any]]] = [
     ("llama", {"method": "lora", "attention": "flash", "checkpointing": "full"}),
     ("llama", {"attention": "flash", "checkpointing": "selective"}),
@@ -19,39 +17,6 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("t5", {"attention": "eager"}),
 ]
 DEPTH = {"llama": "num_hidden_layers", "gpt2": "n_layer", "t5": "num_layers"}
-INNER: dict[str, Any] = {
-    "hidden_size": 128,
-    "intermediate_size": 256,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 32,
-    "vocab_size": 1000,
-}
-MLA = {
-    "moe_intermediate_size": 64,
-    "n_routed_experts": 8,
-    "n_group": 2,
-    "topk_group": 1,
-    "num_experts_per_tok": 2,
-    "q_lora_rank": 32,
-    "kv_lora_rank": 32,
-    "qk_nope_head_dim": 16,
-    "qk_rope_head_dim": 16,
-    "v_head_dim": 16,
-    "num_key_value_heads": 4,
-}
-#: Layers of several kinds: what is traced, and how.
-KINDS: list[tuple[str, dict[str, Any], tuple[int, ...]]] = [
-    ("gemma2", {"num_hidden_layers": 9, "sliding_window": 16}, (5, 7)),
-    ("gemma3_text", {"num_hidden_layers": 20, "sliding_window": 16}, (8, 14)),
-    ("gpt_oss", {"num_hidden_layers": 8, "num_local_experts": 4}, (4, 6)),
-    ("mixtral", {"num_hidden_layers": 6, "num_local_experts": 4}, (3, 4)),
-    (
-        "deepseek_v3",
-        {"num_hidden_layers": 11, "first_k_dense_replace": 3, "head_dim": 16, **MLA},
-        (5, 6),
-    ),
-]
 
 
 def check(deep: Extended, whole: Trace) -> None:
@@ -60,9 +25,8 @@ def check(deep: Extended, whole: Trace) -> None:
     assert deep.trainable_parameters == whole.trainable_parameters
     assert deep.host_bytes == whole.host_bytes
     for phase, peak in whole.phase_peaks.items():
-        spread = NORM_BYTES if phase == "clip" else 0
-        assert deep.phase_peaks[phase] == pytest.approx(peak, abs=spread), phase
-    assert deep.components() == whole.components()
+        assert deep.phase_peaks[phase] == peak, phase
+        assert deep.components(phase) == whole.components(phase), phase
     assert max(instant.bytes for instant in deep.instants) == whole.peak_bytes
     for mark in ("forward_end", "loss_end", "backward_end", "step_end"):
         sums: dict[str, int] = {}
@@ -80,18 +44,6 @@ def test_extension_is_exact(
     deep = trace_deep(config)
     assert deep.extended_from == (3, 4)
     assert deep.layers == 5
-    check(deep, trace_step(config))
-
-
-@pytest.mark.parametrize(("kind", "fields", "depths"), KINDS)
-def test_layers_of_several_kinds(
-    kind: str, fields: dict[str, Any], depths: tuple[int, ...]
-) -> None:
-    """A head, a period and a tail are found in the model itself."""
-    shape = {"model_type": kind, **INNER, **fields}
-    config = TraceConfig(config=shape, batch=2, seq=48, attention="eager")
-    deep = trace_deep(config)
-    assert deep.extended_from == depths
     check(deep, trace_step(config))
 
 

@@ -34,6 +34,7 @@ _WITHOUT_PEFT = frozenset(
         "unipelt",
     }
 )
+_FSDP = ("fsdp1", "fsdp2")
 _PREFIXED = frozenset({"prompt", "prefix", "p-tuning", "p-tuning-v2"})
 
 
@@ -68,11 +69,24 @@ def trace_config(config: TrainConfig, raw: Mapping[str, Any] | None = None) -> T
         double_quant=config.double_quant,
         kbit_preparation=config.kbit_preparation,
         checkpointing=config.checkpointing,
+        offload=config.offload,
         attention=config.attention,
         loss=config.loss,
         optimizer=config.optimizer,
         grad_accum=config.grad_accum,
+        engine=config.engine,
+        ranks=config.gpus,
+        ranks_per_node=config.gpus_per_node,
+        **_sharding(config),
     )
+
+
+def _sharding(config: TrainConfig) -> dict[str, Any]:
+    """FSDP's options; where it gathers in another type than it holds, mixed precision is on."""
+    if config.engine not in _FSDP:
+        return {}
+    mixed = config.precision if config.precision != config.weights_dtype else None
+    return {"fsdp": config.fsdp, "compute_dtype": mixed}
 
 
 def model_fields(model: ModelSpec) -> dict[str, Any]:
@@ -135,8 +149,7 @@ def _refuse(config: TrainConfig) -> None:
         raise ValueError(
             f"dry-run --method {config.method}: PEFT has no such method; plan it without dry-run"
         )
-    if config.engine != "torch":
-        raise ValueError(f"dry-run --engine {config.engine}: no tracer runs it; choose torch")
+    _refuse_engine(config)
     if config.quantization == "gptq4":
         raise ValueError("dry-run --quantization gptq4: its kernels are not traced; choose nf4")
     if config.attention == "block-sparse":
@@ -145,19 +158,32 @@ def _refuse(config: TrainConfig) -> None:
         raise ValueError("dry-run --fused-kernels: Triton's kernels are not traced; leave it out")
     if config.optimizer == "one-bit-adam":
         raise ValueError("dry-run --optimizer one-bit-adam: DeepSpeed's alone; add --zero 0")
-    if config.checkpointing not in {"none", "full"}:
+    if config.offload not in {"none", "activations"}:
+        raise ValueError(f"dry-run --offload {config.offload}: only activations are traced")
+
+
+def _refuse_engine(config: TrainConfig) -> None:
+    if config.engine not in {"torch", "ddp", *_FSDP}:
         raise ValueError(
-            f"dry-run --checkpointing {config.checkpointing}: not traced; choose none or full"
+            f"dry-run --engine {config.engine}: no tracer runs it; choose torch, ddp or fsdp2"
         )
-    if config.offload != "none":
-        raise ValueError(f"dry-run --offload {config.offload}: not traced; leave it out")
+    for name in ("tp", "pp", "cp", "ep"):
+        if getattr(config, name) > 1:
+            raise ValueError(
+                f"dry-run --{name} {getattr(config, name)} with --engine {config.engine}: not "
+                f"traced; choose --{name} 1"
+            )
 
 
 def _peft_options(config: TrainConfig) -> dict[str, Any]:
     """PEFT's names for the sizes of a method."""
     method = config.method
     if method in _LOW_RANK:
-        return {"r": config.lora_rank, "target_modules": _targets(config)}
+        return {
+            "r": config.lora_rank,
+            "target_modules": _targets(config),
+            "lora_dropout": config.lora_dropout,
+        }
     if method == "adalora":
         return {"init_r": config.lora_rank, "target_modules": _targets(config)}
     options: dict[str, Any] = {}

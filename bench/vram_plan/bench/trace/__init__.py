@@ -23,9 +23,17 @@ def trace_step(config: TraceConfig) -> Trace:
 
     with without_library_noise():
         if config.device == "cpu":
+            if max(config.ranks, config.tp) > 1:
+                from vram_plan.bench.trace.sharding.gloo import trace_ranks
+
+                return trace_ranks(config)[0]
             from vram_plan.bench.trace.real import trace_cpu
 
             return trace_cpu(config)
+        if config.device == "cuda":
+            from vram_plan.bench.trace.gpu import trace_gpu
+
+            return trace_gpu(config)
         from vram_plan.bench.trace.fake import trace_fake
 
         return trace_fake(config)

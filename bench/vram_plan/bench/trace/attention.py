@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional
 
 __all__ = [
+    "FLASH_FORWARD",
     "backward_scratch",
     "flash_attn_func",
     "kernel_for",
@@ -186,6 +187,23 @@ def safe_softmax(scores: torch.Tensor, dim: int, dtype: torch.dtype | None = Non
     return result
 
 
+def _flash_forward(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """flash_attn's ``_flash_attn_forward``: the output, log-sum-exp and the generator's state."""
+    batch, length, heads, _ = query.shape
+    log_sum_exp = query.new_empty((batch, heads, length), dtype=torch.float32)
+    return torch.empty_like(query), log_sum_exp, query.new_empty((2,), dtype=torch.int64)
+
+
+#: An operator of its own as in flash_attn, so that selective checkpointing can name it.
+_KIND: Any = torch.library.Library
+_LIBRARY = _KIND("vram_plan", "DEF")
+_LIBRARY.define("flash_attention(Tensor q, Tensor k, Tensor v) -> (Tensor, Tensor, Tensor)")
+_LIBRARY.impl("flash_attention", _flash_forward, "CompositeExplicitAutograd")
+FLASH_FORWARD: Any = torch.ops.vram_plan.flash_attention.default
+
+
 class _FlashAttention(torch.autograd.Function):
     """flash_attn's FlashAttnFunc: the same tensors made, saved and returned."""
 
@@ -195,12 +213,10 @@ class _FlashAttention(torch.autograd.Function):
     ) -> torch.Tensor:
         head_dim = query.shape[-1]
         query, key, value = (pad_last_dim(tensor, 8) for tensor in (query, key, value))
-        batch, length, heads, _ = query.shape
-        out = torch.empty_like(query)
-        log_sum_exp = torch.empty((batch, heads, length), dtype=torch.float32)
-        rng_state = torch.empty((2,), dtype=torch.int64)
+        out, log_sum_exp, rng_state = FLASH_FORWARD(query, key, value)
         ctx.save_for_backward(query, key, value, out, log_sum_exp, rng_state)
-        return out[..., :head_dim]
+        result: torch.Tensor = out[..., :head_dim]
+        return result
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -1,16 +1,19 @@
 """Build the model without memory: on ``meta``, adapters included, then swap in fake tensors."""
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
+from vram_plan.bench.trace.checkpoints import enable_checkpointing
 from vram_plan.bench.trace.config import TraceConfig
 from vram_plan.bench.trace.losses import install_loss
 from vram_plan.bench.trace.methods import apply_method
 from vram_plan.bench.trace.quantized import quantize_layers, quantized_parameter
+from vram_plan.bench.trace.sharding.parameters import sharded_parameter
 
-__all__ = ["DTYPES", "build_model", "count_parameters", "materialize", "model_config"]
+__all__ = ["DTYPES", "bare_model", "build_model", "count_parameters", "materialize", "model_config"]
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _ATTENTION = {"eager": "eager", "sdpa": "sdpa", "flash": "flash_attention_2"}
@@ -44,37 +47,53 @@ def task_of(config: Any, task: str | None) -> str:
     return "causal-lm"
 
 
-def build_model(config: TraceConfig) -> Any:
-    """The model on ``meta``, wrapped by its method, in training mode."""
+def bare_model(config: TraceConfig) -> Any:
+    """The library's model on ``meta``, without values."""
     import transformers
     from transformers import initialization
 
-    shape = model_config(config.config)
+    shape = copy.deepcopy(model_config(config.config))
     shape.use_cache = False
     if shape.is_encoder_decoder and getattr(shape, "decoder_start_token_id", None) is None:
         shape.decoder_start_token_id = 0
-    task = task_of(shape, config.task)
     auto: Any = {
         "causal-lm": transformers.AutoModelForCausalLM,
         "masked-lm": transformers.AutoModelForMaskedLM,
         "seq2seq-lm": transformers.AutoModelForSeq2SeqLM,
-    }[task]
+    }[task_of(shape, config.task)]
+    wanted = _ATTENTION[config.attention]
     with torch.device("meta"), initialization.no_init_weights():
-        model = auto.from_config(
-            shape,
-            dtype=DTYPES[config.dtype],
-            attn_implementation=_ATTENTION[config.attention],
-        )
+        try:
+            model = auto.from_config(shape, dtype=DTYPES[config.dtype], attn_implementation=wanted)
+        except ValueError as error:
+            if "scaled_dot_product_attention yet" in str(error):
+                raise ValueError(_no_attention(config.attention, shape)) from None
+            raise
+    if model.config._attn_implementation != wanted:
+        raise ValueError(_no_attention(config.attention, shape))
+    return model
+
+
+def _no_attention(name: str, shape: Any) -> str:
+    return f"transformers has no attention {name} for {shape.model_type}: choose attention eager"
+
+
+def build_model(config: TraceConfig) -> Any:
+    """The model on ``meta``, wrapped by its method, in training mode."""
+    model = bare_model(config)
+    task = task_of(model.config, config.task)
     model.tie_weights()  # skipped together with the initialization
     model.train()
-    if config.checkpointing == "full":
-        model.activation_checkpointing_enable()
+    policy = enable_checkpointing(model, config)
     if config.quantization != "none":
         model = quantize_layers(model, config, DTYPES[config.autocast or config.dtype])
     install_loss(model, config.loss)
+    own = {id(module) for module in model.modules()}
     model = apply_method(model, config, task)
-    if config.checkpointing == "full" and config.method not in {"full", "freeze", "bitfit"}:
+    if config.checkpointing != "none" and config.method not in {"full", "freeze", "bitfit"}:
         _input_gradients(model)
+    if policy is not None:
+        policy.watch_added(model, own)
     return model.train()
 
 
@@ -109,6 +128,8 @@ def materialize(model: torch.nn.Module, make: Any) -> None:
 def _swapped(old: Any, make: Any, done: dict[int, Any]) -> Any:
     if id(old) not in done:
         new = quantized_parameter(old, make)
+        if new is None:
+            new = sharded_parameter(old, make)
         if new is None:
             new = make(tuple(old.shape), old.dtype)
             if isinstance(old, torch.nn.Parameter):

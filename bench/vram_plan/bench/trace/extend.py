@@ -1,53 +1,70 @@
-"""Deep models from shallow traces: exact, since every layer does the same.
+"""Deep models from shallow traces: exact, since layers of one kind do the same.
 
-Three and four layers are traced. An event of the three has its like in the four once one inner
-layer is left out, and the bytes alive after it grow by the same amount with every further layer.
-Inside the stack they are linear in the layer's number too, so the inner layers' largest value lies
-at the stack's second layer or at its last but one: the middle layer of three stands for the one or
-the other, depending on which inner layer of the four is left out, and both are followed.
+A short model and one with a period of layers more are traced (three and four layers where all are
+alike). An event of the short one has its like in the long one once one period of inner layers is
+left out, and the bytes alive after it grow by the same amount with every further period. Inside
+the stack they are linear in the layer's number too, so the inner layers' largest value lies at the
+stack's second layer (of its kind) or at its last but one: an inner layer of the short model stands
+for the one or the other, depending on which layers of the long one are left out, and all are
+followed.
 """
 
-import copy
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from vram_plan.bench.instants import labels
+from vram_plan.bench.measurement import Instant
 from vram_plan.bench.trace.config import TraceConfig
-from vram_plan.bench.trace.timeline import Trace
+from vram_plan.bench.trace.depth import Cut, cut_layers, layer_kinds, of_depth
+from vram_plan.bench.trace.timeline import Trace, round_up
+from vram_plan.estimator.step import TRAINING
 
-__all__ = ["Extended", "extend", "trace_deep"]
+__all__ = ["Extended", "extend", "trace_deep", "whole"]
 
-_SHALLOW = 3
 #: Inside these phases events lie in order; in the others one tensor list follows another and
 #: every sum, the peak included, is linear in the layers.
 _ORDERED = ("forward", "loss", "backward")
 _LAYER = re.compile(r"^(.*?\.)(\d+)(?=\.|$)")
+#: A pair of like events: their numbers in the short and the long trace.
+_Pair = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Extended:
-    """What a trace of the whole depth would say.
+    """What a trace of the whole depth says, or would say.
 
     Attributes:
-        layers: the depth.
-        extended_from: the depths traced.
+        layers: the depth; 0 where the layers are not in one row.
+        extended_from: the depths traced; empty where the whole was.
         start_bytes: alive when the step begins.
+        start_components: component → those bytes.
         phase_peaks: phase → its largest number of live bytes.
         phase_components: phase → component → bytes at that peak.
+        marks: instant (``forward_end``, ``loss_end``, ``backward_end``, ``step_end``) →
+            component → bytes alive then.
+        instants: the plan's instants, each with its fullest moment.
         parameters: of the whole model.
         trainable_parameters: those that get gradients.
+        host_bytes: the most bytes in host memory at once.
         seconds: what the traces took, imports excluded.
+        notes: what should be known about the figures.
     """
 
     layers: int
-    extended_from: tuple[int, int]
+    extended_from: tuple[int, ...]
     start_bytes: int
+    start_components: dict[str, int]
     phase_peaks: dict[str, int]
     phase_components: dict[str, dict[str, int]]
+    marks: dict[str, dict[str, int]]
+    instants: tuple[Instant, ...]
     parameters: int
     trainable_parameters: int
-    seconds: float
+    host_bytes: int = 0
+    seconds: float = 0.0
+    notes: tuple[str, ...] = field(default=())
 
     @property
     def peak_bytes(self) -> int:
@@ -65,134 +82,183 @@ class Extended:
 
 
 def trace_deep(config: TraceConfig) -> Extended:
-    """Trace a model of any depth by two shallow ones."""
+    """Trace a model of any depth: by two shallow ones where its layers repeat, else as it is."""
     from vram_plan.bench.trace import trace_step
-    from vram_plan.bench.trace.build import model_config
 
-    layers = model_config(config.config).num_hidden_layers
-    if layers <= _SHALLOW + 1:
-        raise ValueError(f"{layers} layers are few enough to trace as they are: use trace_step")
-    _same_layers(model_config(config.config), layers)
-    traces = [
-        trace_step(replace(config, config=of_depth(config.config, depth)))
-        for depth in (_SHALLOW, _SHALLOW + 1)
-    ]
-    return extend(traces[0], traces[1], layers)
-
-
-def _same_layers(shape: Any, layers: int) -> None:
-    """Refuse models whose inner layers are of several kinds."""
-    for name, value in vars(shape).items():
-        if (
-            isinstance(value, list)
-            and len(value) == layers
-            and len(set(map(repr, value[1:-1]))) > 1
-        ):
-            raise ValueError(f"{name} names several kinds of layers: trace the model as it is")
+    kinds = layer_kinds(config)
+    cut = cut_layers(kinds)
+    if cut is None:
+        return whole(trace_step(config), len(kinds))
+    models = {depth: _shallow(config, cut.kept(depth)) for depth in (cut.short, cut.long)}
+    for depth, model in models.items():
+        if layer_kinds(model) != [kinds[i] for i in cut.kept(depth)]:
+            return whole(trace_step(config), len(kinds))
+    short, long = map(trace_step, models.values())
+    found = extend(short, long, cut)
+    if isinstance(found, Extended):
+        return found
+    traced = whole(trace_step(config), len(kinds))
+    return replace(traced, notes=(*traced.notes, f"layers differ in {found}: traced as they are"))
 
 
-def of_depth(config: Any, layers: int) -> Any:
-    """The same model with another number of layers; lists with an item a layer are cut."""
-    from vram_plan.bench.trace.build import model_config
-
-    whole = model_config(copy.deepcopy(dict(config)) if isinstance(config, Mapping) else config)
-    shape = copy.deepcopy(whole)
-    depth = whole.num_hidden_layers
-    for name, value in list(vars(shape).items()):
-        if isinstance(value, list) and len(value) == depth:
-            setattr(shape, name, value[:layers])
-    shape.num_hidden_layers = layers
-    if getattr(shape, "num_decoder_layers", None) is not None:
-        shape.num_decoder_layers = layers
-    return shape
+def _shallow(config: TraceConfig, kept: list[int]) -> TraceConfig:
+    """The same step of a model with these layers only."""
+    frozen = sum(index < config.freeze_layers for index in kept)
+    return replace(config, config=of_depth(config.config, kept), freeze_layers=frozen)
 
 
-def extend(short: Trace, long: Trace, layers: int) -> Extended:
-    """Follow every instant of three and four layers to ``layers``."""
-    more = layers - _SHALLOW
-    peaks: dict[str, int] = {}
-    parts: dict[str, dict[str, int]] = {}
-    for phase in short.phases:
-        pairs = (
-            _aligned(short, long, phase)
-            if phase in _ORDERED
-            else [(short.peak_index(phase), long.peak_index(phase))]
-        )
-        first, second = max(
-            pairs,
-            key=lambda pair: _line(short.events[pair[0]].live, long.events[pair[1]].live, more),
-        )
-        peaks[phase] = _line(short.events[first].live, long.events[second].live, more)
-        before, after = _components(short, first), _components(long, second)
-        names = {**before, **after}
-        parts[phase] = {n: _line(before.get(n, 0), after.get(n, 0), more) for n in names}
+def whole(trace: Trace, layers: int) -> Extended:
+    """A trace of the whole depth in the same form."""
+    pairs = {phase: [(i, i) for i in numbers] for phase, numbers in _phases(trace).items()}
+    return _follow(_Line(short=trace, long=trace, more=0), pairs, layers, ())
+
+
+def extend(short: Trace, long: Trace, cut: Cut) -> Extended | str:
+    """Follow every instant of the short model to the whole depth.
+
+    Returns:
+        The whole model's figures, or the phase in which the traces do not fit each other.
+    """
+    line = _Line(short=short, long=long, more=cut.more)
+    pairs: dict[str, list[_Pair]] = {}
+    for phase in _phases(short):
+        if phase not in _ORDERED:
+            pairs[phase] = [(short.peak_index(phase), long.peak_index(phase))]
+            continue
+        aligned = _aligned(line, phase, cut)
+        if aligned is None:
+            return phase
+        pairs[phase] = aligned
+    return _follow(line, pairs, cut.layers, (cut.short, cut.long))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Line:
+    """Two traces and how far to follow the line through them."""
+
+    short: Trace
+    long: Trace
+    more: int
+
+    def at(self, short: int, long: int) -> int:
+        """The figure of the whole model."""
+        return short + self.more * (long - short)
+
+    def live(self, pair: _Pair) -> int:
+        """Bytes alive after a pair of events."""
+        found = self.at(self.short.events[pair[0]].live, self.long.events[pair[1]].live)
+        return found + self._rounding(pair)[1]
+
+    def _rounding(self, pair: _Pair) -> tuple[str, int]:
+        """Component and bytes: scratch memory that grows with the layers is rounded up once."""
+        first, second = self.short.events[pair[0]].block, self.long.events[pair[1]].block
+        if not first.op.endswith(" scratch"):
+            return first.component, 0
+        exact = round_up(self.at(first.shape[0], second.shape[0]))
+        return first.component, exact - self.at(first.bytes, second.bytes)
+
+    def components_at(self, pair: _Pair) -> dict[str, int]:
+        """Component → bytes alive after a pair of events."""
+        found = self.components((pair[0] + 1, pair[1] + 1))
+        name, size = self._rounding(pair)
+        return {**found, name: found.get(name, 0) + size} if size else found
+
+    def components(self, counts: _Pair) -> dict[str, int]:
+        """Component → bytes alive after so many events."""
+        before, after = _sums(self.short, counts[0]), _sums(self.long, counts[1])
+        found = {n: self.at(before.get(n, 0), after.get(n, 0)) for n in {**before, **after}}
+        return {name: size for name, size in found.items() if size}
+
+
+def _follow(
+    line: _Line, pairs: Mapping[str, list[_Pair]], layers: int, depths: tuple[int, ...]
+) -> Extended:
+    short, long = line.short, line.long
+    named = labels(short.events)
+    phases: dict[str, _Pair] = {}
+    instants: dict[str, _Pair] = {}
+    for phase, found in pairs.items():
+        for pair in found:
+            for best, name in ((phases, phase), (instants, named[pair[0]])):
+                if name not in best or line.live(pair) > line.live(best[name]):
+                    best[name] = pair
+    order = {name: place for place, name in enumerate(TRAINING)}
+    chosen = {*phases.values(), *instants.values()}
+    parts = {pair: line.components_at(pair) for pair in chosen}
     return Extended(
         layers=layers,
-        extended_from=(_SHALLOW, _SHALLOW + 1),
-        start_bytes=_line(short.start_bytes, long.start_bytes, more),
-        phase_peaks=peaks,
-        phase_components=parts,
-        parameters=_line(short.parameters, long.parameters, more),
-        trainable_parameters=_line(short.trainable_parameters, long.trainable_parameters, more),
-        seconds=short.seconds + long.seconds,
+        extended_from=depths,
+        start_bytes=line.at(short.start_bytes, long.start_bytes),
+        start_components=line.components((0, 0)),
+        phase_peaks={phase: line.live(pair) for phase, pair in phases.items()},
+        phase_components={phase: parts[pair] for phase, pair in phases.items()},
+        marks={
+            name: line.components((short.marks[name], long.marks[name])) for name in short.marks
+        },
+        instants=tuple(
+            Instant(name=name, bytes=line.live(pair), components=parts[pair])
+            for name, pair in sorted(
+                instants.items(), key=lambda item: order.get(item[0], len(order))
+            )
+        ),
+        parameters=line.at(short.parameters, long.parameters),
+        trainable_parameters=line.at(short.trainable_parameters, long.trainable_parameters),
+        host_bytes=line.at(short.host_bytes, long.host_bytes),
+        seconds=short.seconds + (long.seconds if depths else 0),
+        notes=tuple(short.notes),
     )
 
 
-def _line(short: int, long: int, more: int) -> int:
-    return short + more * (long - short)
+def _phases(trace: Trace) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    for number, event in enumerate(trace.events):
+        found.setdefault(event.phase, []).append(number)
+    return found
 
 
-def _components(trace: Trace, index: int) -> dict[str, int]:
+def _sums(trace: Trace, count: int) -> dict[str, int]:
     sums: dict[str, int] = {}
-    for block in trace.alive_after(index + 1):
+    for block in trace.alive_after(count):
         sums[block.component] = sums.get(block.component, 0) + block.bytes
     return sums
 
 
-def _aligned(short: Trace, long: Trace, phase: str) -> list[tuple[int, int]]:
-    """Pairs of events that are each other's like."""
-    ours = _keys(short, phase, dropped=None)
-    pairs: list[tuple[int, int]] = []
-    for dropped in range(1, _SHALLOW):
-        theirs = _keys(long, phase, dropped)
+def _aligned(line: _Line, phase: str, cut: Cut) -> list[_Pair] | None:
+    """Pairs of events that are each other's like; None where the traces do not fit."""
+    ours = list(_keys(line.short, phase, range(0), 0))
+    pairs: list[_Pair] = []
+    for first in cut.windows:
+        theirs = list(_keys(line.long, phase, range(first, first + cut.period), cut.period))
         if [key for key, _ in ours] != [key for key, _ in theirs]:
-            raise ValueError(
-                f"the layers differ in {phase}, so this model cannot be extended from shallow "
-                "traces: trace it as it is"
-            )
+            return None
         pairs += [(i, j) for (_, i), (_, j) in zip(ours, theirs, strict=True)]
     return pairs
 
 
-def _keys(trace: Trace, phase: str, dropped: int | None) -> list[tuple[Any, int]]:
-    """The phase's events with their places, without what happens while one layer runs.
+def _keys(trace: Trace, phase: str, dropped: range, period: int) -> Iterator[tuple[Any, int]]:
+    """The phase's events with their places, without what happens while dropped layers run.
 
     A block is known by its layer's distance from the running one; where no layer runs, by its
-    layer, those above the dropped one renamed.
+    layer, those above the dropped ones renamed.
     """
-    found: list[tuple[Any, int]] = []
+
+    def renamed(layer: int | None) -> int | None:
+        return layer if layer is None or layer < dropped.stop else layer - period
+
     for index, event in enumerate(trace.events):
         if event.phase != phase or event.delta < 0:
             continue  # a peak never comes with a free, and the order of frees is not fixed
+        block = event.block
         stack, running, _ = _layer_of(event.where)
-        home, layer, rest = _layer_of(event.block.module)
-        if dropped in (running, layer if running is None else running) and dropped is not None:
+        home, layer, rest = _layer_of(block.module)
+        if dropped and (layer if running is None else running) in dropped:
             continue
         near = running is not None and layer is not None and abs(layer - running) <= 1
+        place: Any = renamed(layer)
         if near and home == stack:
-            place: Any = ("distance", (layer or 0) - (running or 0))
-        else:
-            place = _renamed(layer, dropped)
-        block = event.block
+            place = ("distance", (layer or 0) - (running or 0))
         key = (event.delta, block.op, block.phase, home, place, rest)
-        found.append(((stack, _renamed(running, dropped), *key), index))
-    return found
-
-
-def _renamed(layer: int | None, dropped: int | None) -> int | None:
-    if layer is None or dropped is None or layer < dropped:
-        return layer
-    return layer - 1
+        yield (stack, renamed(running), *key), index
 
 
 def _layer_of(path: str) -> tuple[str, int | None, str]:

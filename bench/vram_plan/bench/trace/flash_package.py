@@ -35,9 +35,21 @@ def flash_attn_package() -> Iterator[None]:
         mock.patch.object(modeling_flash_attention_utils, "_lazy_imports", functions),
         mock.patch.object(modeling_flash_attention_utils, "_loaded_implementation", None),
         mock.patch.object(modeling_flash_attention_utils, "_is_packed_sequence", never),
-        mock.patch.object(PreTrainedModel, "_flash_attn_can_dispatch", _always),
+        mock.patch.object(PreTrainedModel, "_flash_attn_can_dispatch", _supported),
     ):
         yield
+
+
+def _supported(model: Any, *args: Any, **kwargs: Any) -> bool:
+    """The library's own word on its model; the package is taken to be there."""
+    name, known = type(model).__name__, getattr(model, "_compatible_flash_implementations", None)
+    if not model._supports_flash_attn:
+        raise ValueError(f"{name} does not support flash attention: choose attention eager")
+    if known and "flash_attention_2" not in known:
+        raise ValueError(
+            f"{name} has no flash attention but {', '.join(known)}: choose attention eager"
+        )
+    return True
 
 
 def _varlen(*args: Any, **kwargs: Any) -> Any:

@@ -83,7 +83,15 @@ def _freeze(model: Any, layers: int) -> None:
     """Freeze the embeddings and the first ``layers`` blocks."""
     embeddings = model.get_input_embeddings()
     embeddings.requires_grad_(False)
-    stacks = [m for m in model.modules() if isinstance(m, torch.nn.ModuleList)]
-    blocks = max(stacks, key=len)
-    for block in list(blocks)[:layers]:
+    parts = [model]
+    if model.config.is_encoder_decoder:
+        parts = [model.get_encoder(), model.get_decoder()]
+    blocks = [block for part in parts for block in _blocks(part)]
+    for block in blocks[:layers]:
         block.requires_grad_(False)
+
+
+def _blocks(model: Any) -> list[torch.nn.Module]:
+    """The longest list of modules."""
+    stacks = [m for m in model.modules() if isinstance(m, torch.nn.ModuleList)]
+    return list(max(stacks, key=len))

@@ -1,6 +1,7 @@
 """Which module's code is running: in forward by hooks, in backward by autograd's numbering."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,7 +18,9 @@ class ModulePaths:
 
     In forward a stack of the modules being called; every operator that autograd records takes the
     next sequence number, which its backward node carries too: number → module gives the module of
-    a backward node. Gradient accumulation has no number; there the parameter's name stands.
+    a backward node. An operator may take several numbers, so all that were given since one last
+    looked belong to the module that runs. Gradient accumulation has no number; there the
+    parameter's name stands.
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
@@ -25,9 +28,12 @@ class ModulePaths:
         self._names = {id(module): shorten(name) for name, module in model.named_modules()}
         self._parameters = {id(p): shorten(name) for name, p in model.named_parameters()}
         self._by_number: dict[int, str] = {}
+        self._next = 0
         self._handles: list[Any] = []
         self.on_exit: Callable[[torch.nn.Module], None] | None = None
         self.root = "model"
+        self.engine: str | None = None
+        self.mover: str | None = None
 
     def __enter__(self) -> "ModulePaths":
         self._handles = [
@@ -41,22 +47,22 @@ class ModulePaths:
             handle.remove()
 
     def _enter(self, module: torch.nn.Module, args: Any) -> None:
+        self._take_numbers()
         known = self._names.get(id(module))
         self.stack.append(known if known is not None else self.stack[-1] if self.stack else "")
 
     def _leave(self, module: torch.nn.Module, args: Any, output: Any) -> None:
         if self.stack:
+            self._take_numbers()
             self.stack.pop()
         if self.on_exit is not None:
             self.on_exit(module)
 
     def current(self) -> tuple[str, bool]:
         """The running module's path, and whether a backward node is at work."""
-        if self.stack:
-            path = self.stack[-1] or self.root
-            if torch.is_grad_enabled():
-                self._by_number[torch._C._autograd._get_sequence_nr() - 1] = path
-            return path, False
+        if self.stack or self.engine:
+            self._take_numbers()
+            return self.engine or self.stack[-1] or self.root, False
         node = torch._C._current_autograd_node()
         if node is None:
             return "", False
@@ -64,6 +70,35 @@ class ModulePaths:
         if variable is not None:
             return self._parameters.get(id(variable), ""), True
         return self._by_number.get(node._sequence_nr(), ""), True
+
+    @contextmanager
+    def moving(self, path: str) -> Iterator[None]:
+        """A sharding engine is at work for the module at ``path``, whatever module runs.
+
+        Inside another's work (the one that runs next is gathered early) the other runs.
+        """
+        before = self.engine, self.mover
+        self.engine, self.mover = path, self.mover or path
+        try:
+            yield
+        finally:
+            self.engine, self.mover = before
+
+    def path_of(self, module: torch.nn.Module) -> str:
+        """The path of a module of the model."""
+        return self._names.get(id(module), "")
+
+    def name(self, parameter: torch.Tensor, name: str) -> None:
+        """A tensor that stands for a parameter bears its name."""
+        self._parameters[id(parameter)] = name
+
+    def _take_numbers(self) -> None:
+        """Numbers given since the last look are the running module's; outside all, nobody's."""
+        now = torch._C._autograd._get_sequence_nr()
+        if self._next < now and (self.stack or self.engine):
+            path = self.engine or self.stack[-1] or self.root
+            self._by_number.update(dict.fromkeys(range(self._next, now), path))
+        self._next = now
 
     def forget_numbers(self) -> None:
         """Start a new step."""

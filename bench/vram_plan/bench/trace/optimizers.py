@@ -14,7 +14,8 @@ def make_optimizer(name: str, model: Any) -> Any:
     """The optimizer with its library's defaults; weight decay as it comes."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     if name == "muon":
-        edges = (model.get_input_embeddings(), model.get_output_embeddings())
+        edges: list[Any] = [m for m in model.modules() if isinstance(m, torch.nn.Embedding)]
+        edges.append(model.get_output_embeddings())
         return _Pair(parameters, {id(p) for m in edges if m is not None for p in m.parameters()})
     kinds = _torch_kinds()
     if name not in kinds:

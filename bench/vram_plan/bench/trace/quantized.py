@@ -51,7 +51,8 @@ def quantize_layers(model: Any, config: TraceConfig, compute: torch.dtype) -> An
         bnb_4bit_use_double_quant=config.double_quant,
         bnb_4bit_compute_dtype=compute,
     )
-    kept = get_keys_to_not_convert(model)
+    # as the quantizers do: quantizers/base.py, get_modules_to_not_convert
+    kept = [*get_keys_to_not_convert(model), *(model._keep_in_fp32_modules or ())]
     model = replace_with_bnb_linear(
         model, modules_to_not_convert=kept, quantization_config=settings
     )

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,14 +12,28 @@ from vram_plan.bench.trace.config import TraceConfig
 from vram_plan.bench.trace.losses import last_before_loss
 from vram_plan.bench.trace.optimizers import load_libraries
 from vram_plan.bench.trace.quantized import dora_on_quantized
+from vram_plan.bench.trace.sharding import sharding_for
 from vram_plan.bench.trace.step import TrainingStep, make_batch
 from vram_plan.bench.trace.timeline import Block, Event, Trace, round_up
 
-__all__ = ["trace_cpu"]
+__all__ = ["aside", "trace_cpu"]
 
 _PHASE = "vram_plan.phase:"
 _NOTHING = Block(number=-1, bytes=0, shape=(), dtype="", op="(phase)", module="", phase="")
 _MARK = "vram_plan.mark:"
+_ASIDE = "vram_plan.aside:"
+
+
+@contextmanager
+def aside() -> Iterator[None]:
+    """What is allocated meanwhile, and given back whenever, is no part of the step."""
+    with torch.profiler.record_function(_ASIDE + "begin"):
+        pass
+    try:
+        yield
+    finally:
+        with torch.profiler.record_function(_ASIDE + "end"):
+            pass
 
 
 class _Watch:
@@ -46,25 +61,32 @@ def trace_cpu(config: TraceConfig) -> Trace:
 
 def _run(config: TraceConfig) -> Trace:
     started = time.perf_counter()
+    sharding = sharding_for(config)
     model = build_model(config)
     load_libraries()
     parameters = count_parameters(model)
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    model = sharding.distribute(model)
     watch = _Watch()
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True) as profiler:
         materialize(model, lambda shape, dtype: torch.full(shape, 0.01).to(dtype))
         hook = _loss_hook(last_before_loss(model, config.loss), watch)
         batch = make_batch(config)
+        called = sharding.wrap(model)
         step = TrainingStep(config, model, watch)
-        for _ in range(config.steps):
-            watch.enter("start")
-            step.run(batch)
+        step.model = called
+        sharding.settle(step.optimizer)
+        with sharding.stepping():
+            for _ in range(max(config.steps, sharding.first_steps + 1)):
+                watch.enter("start")
+                step.run(batch)
         hook.remove()
     return _account(
         _in_order(profiler.profiler.kineto_results.experimental_event_tree()),
         seconds=time.perf_counter() - started,
         parameters=parameters,
-        trainable_parameters=sum(p.numel() for p in step.trainable),
+        trainable_parameters=trainable,
     )
 
 
@@ -99,6 +121,8 @@ def _account(profiled: list[Any], **totals: Any) -> Trace:
                 trace.events.append(event)
             continue
         account.op = item.name
+        if item.name.startswith(_ASIDE):
+            account.aside = item.name.endswith("begin")
         if item.name == _PHASE + "start":
             trace.start_bytes, trace.start_blocks = account.live, list(account.blocks.values())
             trace.events, trace.marks = [], {}
@@ -117,11 +141,14 @@ class _Account:
         self.live = 0
         self.phase = "build"
         self.op = ""
+        self.aside = False
         self.blocks: dict[int, Block] = {}
         self.count = 0
 
     def change(self, size: int, address: int) -> Event | None:
         """One event of the allocator; None for memory made before the profiler began."""
+        if size > 0 and self.aside:
+            return None
         if size > 0:
             self.count += 1
             block = self.blocks[address] = Block(

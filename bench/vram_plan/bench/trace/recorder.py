@@ -15,6 +15,7 @@ __all__ = ["Recorder"]
 
 _ATEN = torch.ops.aten
 _ADD = _ATEN.add.Tensor
+_CAST = _ATEN._to_copy.default
 #: What autograd's formulas do in place for plain tensors and out of place for subclasses
 #: (``areAnyTensorSubclassLike`` in FunctionsManual.cpp and TensorAdvancedIndexing.cpp), and the
 #: engine's sums, which depend on who else holds the first summand.
@@ -34,26 +35,40 @@ _ITEM = _ATEN._local_scalar_dense.default
 _ALONE_TENSOR = 4
 _ALONE_STORAGE = 2
 _LIFT = (_ATEN.lift_fresh.default, _ATEN.lift_fresh_copy.default)
+_DEVICE = torch.ops.prim.device.default
+#: What lies between an operator and its caller: torch's wrappers, and modes above this one.
+_WRAPPERS = ("_fn", "inner", "__call__", "__torch_dispatch__")
 
 
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
     """Runs below autograd: forward, recomputation, backward and optimizer all pass through."""
 
-    def __init__(self, log: StorageLog, paths: ModulePaths, rules: DeviceRules) -> None:
+    def __init__(
+        self,
+        log: StorageLog,
+        paths: ModulePaths,
+        rules: DeviceRules,
+        subclasses: tuple[type, ...] = (),
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # likewise
         self.log = log
         self.paths = paths
         self.rules = rules
+        self.subclasses = subclasses
         self.composites = rules.composites()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the operator and note the storages of its results."""
-        kwargs = kwargs or {}
+        """Run the operator and note the storages of its results.
+
+        Subclasses such as DTensor come first: they run operators on plain tensors, seen then.
+        """
+        if self.subclasses and any(kind in self.subclasses for kind in types):
+            return NotImplemented
         path, in_node = self.paths.current()
-        self.log.where = path
-        if func is _ITEM:
-            # A fake tensor has no value; the step's control flow does not hang on this one.
-            return _any_value(args[0])
+        self.log.where = self.paths.mover or path
+        if func is _DEVICE or func is _ITEM:
+            return _answer(func, args[0])
+        kwargs = kwargs or {}
         if in_node and func in _IN_PLACE and _caller() == _ENGINE:
             if func is not _ADD:
                 func = _IN_PLACE[func]
@@ -67,12 +82,18 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
             with self:
                 return inside(*args, **kwargs)
         result = func(*args, **kwargs)
-        self._note(func, result, path, in_node)
+        self._note(func, args, result, path, in_node)
         name = func.__name__.removesuffix(".default")
         self.log.scratch(self.rules.scratch(func, args, kwargs, result), name, path)
         return result
 
-    def _note(self, func: Any, result: Any, path: str, in_node: bool) -> None:
+    def _copies_weight(self, weight: torch.Tensor, copy: torch.Tensor) -> None:
+        """A weight in another type, such as autocast's, is no activation."""
+        source, made = self.log.block_of(weight), self.log.block_of(copy)
+        if source is not None and source.component == "weights" and made is not None:
+            made.component = made.component or "temporaries"
+
+    def _note(self, func: Any, args: Any, result: Any, path: str, in_node: bool) -> None:
         log = self.log
         name = func.__name__.removesuffix(".default")
         counter = func in _LIFT and log.phase == "step" and self.rules.has_host
@@ -83,18 +104,28 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
             block = log.see(tensor, name, path, self.rules.size_bytes(func, tensor))
             if block is not None:
                 block.in_backward = in_node
+                if self.paths.engine:
+                    block.component = "buffers"
                 block.recomputed = log.phase == "backward" and bool(self.paths.stack)
+        if func is _CAST:
+            self._copies_weight(args[0], result)
 
 
 def _caller() -> str:
-    """The Python function above the operator, beyond torch's wrappers of __torch_dispatch__."""
+    """The Python function above the operator, beyond torch's wrappers and other modes."""
     frame: FrameType | None = sys._getframe(2)
-    while frame is not None and frame.f_code.co_name in ("_fn", "inner"):
+    while frame is not None and frame.f_code.co_name in _WRAPPERS:
         frame = frame.f_back
     return "" if frame is None else frame.f_code.co_name
 
 
-def _any_value(tensor: torch.Tensor) -> Any:
+def _answer(func: Any, tensor: Any) -> Any:
+    """The device, asked for twice an operator; or a value, which a fake tensor has not.
+
+    The step's control flow does not hang on values.
+    """
+    if func is _DEVICE:
+        return getattr(tensor, "fake_device", None) or func(tensor)
     if tensor.dtype is torch.bool:
         return True
     return 1.0 if tensor.dtype.is_floating_point else 1

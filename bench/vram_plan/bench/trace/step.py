@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any, Protocol
 
 import torch
+from torch.autograd import graph
 
 from vram_plan.bench.trace.build import DTYPES
 from vram_plan.bench.trace.config import TraceConfig
@@ -46,7 +47,25 @@ class TrainingStep:
         self.trainable = [p for p in model.parameters() if p.requires_grad]
         if not self.trainable:
             raise ValueError(f"method {config.method} leaves nothing to train in this model")
+        self.reached: set[int] = set()
         self.optimizer = make_optimizer(config.optimizer, model)
+
+    def make_states(self) -> None:
+        """Let the optimizer make its states, by a step on gradients of no matter."""
+        for parameter in self.trainable:
+            parameter.grad = torch.zeros_like(parameter)
+        self.observer.enter("step")
+        self.optimizer.step()
+        self.observer.mark("step_end")
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def drop_unreached(self) -> int:
+        """Take away the states of parameters that no gradient reached; return their number."""
+        dropped = [p for p in self.trainable if id(p) not in self.reached]
+        for optimizer in getattr(self.optimizer, "members", [self.optimizer]):
+            for parameter in dropped:
+                optimizer.state.pop(parameter, None)
+        return len(dropped)
 
     def run(self, batch: dict[str, torch.Tensor]) -> None:
         """One optimizer step of ``grad_accum`` micro-batches."""
@@ -57,6 +76,7 @@ class TrainingStep:
             loss.backward()  # type: ignore[no-untyped-call]
             del loss
             watch.mark("backward_end")
+        self.reached = {id(p) for p in self.trainable if p.grad is not None}
         if self.config.clip is not None:
             watch.enter("clip")
             torch.nn.utils.clip_grad_norm_(self.trainable, self.config.clip)
@@ -69,8 +89,11 @@ class TrainingStep:
     def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """The loss of one micro-batch; the model's other outputs are not kept."""
         self.observer.enter("forward")
-        kind = self.config.autocast
-        with self.autocast(DTYPES[kind]) if kind else nullcontext():
+        kind, pages_out = self.config.autocast, self.config.offload == "activations"
+        with (
+            self.autocast(DTYPES[kind]) if kind else nullcontext(),
+            graph.save_on_cpu() if pages_out else nullcontext(),
+        ):
             loss: torch.Tensor = self.model(**batch).loss
         self.observer.mark("loss_end")
         if self.config.grad_accum > 1:

@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -48,6 +49,11 @@ class StorageLog:
         self._seen: dict[int, int] = {}
         self._host: dict[int, weakref.ref[Any]] = {}
         self._count = 0
+        self.host_bytes = 0
+        self.host_peak = 0
+        self.on_host_now = False
+        self.keeps_history = False
+        self.history: list[Event] = []
 
     def enter(self, phase: str) -> None:
         """Begin a phase, with an event of its own that changes nothing."""
@@ -59,10 +65,13 @@ class StorageLog:
         self.events.append(Event(nothing, 0, self.live_bytes, phase, self.where))
 
     def restart(self) -> tuple[int, list[Block]]:
-        """Begin a new step: forget the events, return what is alive."""
+        """Begin a new step: forget the events (or keep them as history), return what is alive."""
         self.phase = "start"
+        if self.keeps_history:
+            self.history += self.events
         self.events = []
-        return self.live_bytes, list(self.blocks.values())
+        self.host_peak = self.host_bytes
+        return self.live_bytes, [block for block in self.blocks.values() if block.bytes]
 
     def see(
         self, tensor: torch.Tensor, op: str, module: str, size: int | None = None
@@ -81,9 +90,12 @@ class StorageLog:
         block = self.blocks.get(key)
         if key in self._host:
             return None
+        if self.on_host_now:
+            self.on_host(tensor)
+            return None
         if block is not None:
             if bytes_now != self._seen[key]:
-                self._resized(block, key, bytes_now)
+                self._resized(block, tensor, op, module)
             return None
         self._seen[key] = bytes_now
         size = round_up(bytes_now if size is None else size)
@@ -126,16 +138,39 @@ class StorageLog:
         return self.blocks.get(tensor.untyped_storage()._cdata)
 
     def on_host(self, tensor: torch.Tensor) -> None:
-        """Do not count this storage: it lives in host memory."""
+        """Count this storage as host memory, not the device's."""
         storage = tensor.untyped_storage()
-        key = storage._cdata
-        self._host[key] = weakref.ref(storage, lambda _: self._host.pop(key, None))
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._host:
+            return
+        self._host[key] = weakref.ref(storage, lambda _: self._left_host(key, size))
+        self.host_bytes += size
+        self.host_peak = max(self.host_peak, self.host_bytes)
         self._died(key)
 
-    def _resized(self, block: Block, key: int, bytes_now: int) -> None:
-        self._seen[key] = bytes_now
-        self._change(block, round_up(bytes_now) - block.bytes)
-        block.bytes = round_up(bytes_now)
+    @contextmanager
+    def in_host_memory(self) -> Iterator[None]:
+        """What is made inside is host memory."""
+        self.on_host_now = True
+        try:
+            yield
+        finally:
+            self.on_host_now = False
+
+    def _left_host(self, key: int, size: int) -> None:
+        self._host.pop(key, None)
+        self.host_bytes -= size
+
+    def _resized(self, block: Block, tensor: torch.Tensor, op: str, module: str) -> None:
+        """The old memory is given back, other memory taken: a block of its own."""
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        self._seen[key] = bytes_now = storage.nbytes()
+        self._change(block, -block.bytes)
+        shape = tuple(tensor.shape)
+        new = self.new_block(round_up(bytes_now), shape, tensor.dtype, op, module)
+        self.blocks[key] = new
+        self._change(new, new.bytes)
 
     def _died(self, key: int) -> None:
         block = self.blocks.pop(key, None)
@@ -145,5 +180,7 @@ class StorageLog:
             self._change(block, -block.bytes)
 
     def _change(self, block: Block, delta: int) -> None:
+        if delta == 0:
+            return
         self.live_bytes += delta
         self.events.append(Event(block, delta, self.live_bytes, self.phase, self.where))

@@ -77,6 +77,9 @@ class Trace:
         events: every allocation and free from there on.
         marks: name of an instant → number of events before it (``forward_end`` …).
         seconds: what tracing took, imports excluded.
+        host_bytes: the most bytes that the step holds in host memory at once.
+        history: every event before the measured step, from the loading of the weights on (only
+            where ``TraceConfig.history`` asked for it).
     """
 
     start_bytes: int
@@ -86,7 +89,9 @@ class Trace:
     seconds: float = 0.0
     parameters: int = 0
     trainable_parameters: int = 0
+    host_bytes: int = 0
     notes: list[str] = field(default_factory=list)
+    history: list[Event] = field(default_factory=list)
 
     @property
     def phases(self) -> tuple[str, ...]:

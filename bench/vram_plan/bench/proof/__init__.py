@@ -1,0 +1,1 @@
+"""The proof: closed form against dry run over a sample of configurations."""

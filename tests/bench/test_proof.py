@@ -1,0 +1,82 @@
+"""The closed form against the dry run, over a sample of configurations.
+
+``VRAM_PLAN_PROOF_SEED`` takes another sample, ``VRAM_PLAN_PROOF_COUNT`` another size and
+``VRAM_PLAN_PROOF_JOBS`` more processes.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections import Counter
+
+import pytest
+
+from vram_plan.bench.proof.case import Result
+from vram_plan.bench.proof.runner import sweep
+from vram_plan.bench.proof.sample import METHODS, PRECISIONS, Slot, slots
+from vram_plan.bench.proof.shapes import GROUPS
+
+pytest.importorskip("torch")
+pytest.importorskip("peft")
+
+SEED = int(os.environ.get("VRAM_PLAN_PROOF_SEED", "1"))
+COUNT = int(os.environ.get("VRAM_PLAN_PROOF_COUNT", "400"))
+JOBS = int(os.environ.get("VRAM_PLAN_PROOF_JOBS", str(os.cpu_count() or 1)))
+MEDIAN, LARGEST, COMPONENT = 0.005, 0.02, 0.02
+
+
+@pytest.fixture(scope="module")
+def results() -> list[Result]:
+    return sweep(slots(SEED, COUNT), jobs=JOBS)
+
+
+def ran(results: list[Result]) -> list[Result]:
+    return [result for result in results if result.outcome == "ok"]
+
+
+def shown(result: Result) -> str:
+    error = f"{100 * result.error:+.3f} % (component {100 * result.component_error:.2f} %)"
+    return f"{error} {result.model} {result.options}"
+
+
+def test_nothing_fails(results: list[Result]) -> None:
+    assert [f"{r.number}: {r.message}" for r in results if r.outcome == "error"] == []
+
+
+def test_median(results: list[Result]) -> None:
+    assert statistics.median(abs(result.error) for result in ran(results)) <= MEDIAN
+
+
+def test_largest(results: list[Result]) -> None:
+    assert [shown(result) for result in ran(results) if abs(result.error) > LARGEST] == []
+
+
+def test_components(results: list[Result]) -> None:
+    assert [shown(r) for r in ran(results) if r.component_error > COMPONENT] == []
+
+
+def test_quotas(results: list[Result]) -> None:
+    """Cells that nothing refuses have what they were given."""
+    refused = [result for result in results if result.outcome == "refused"]
+    assert all(len(result.refusals) > 1 for result in refused)
+    assert len(ran(results)) >= 0.85 * len(results)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("count", [400, 3000])
+def test_every_sample_is_level(seed: int, count: int) -> None:
+    """Families, methods and precisions come equally often, give or take one of each cell."""
+    sample = slots(seed, count)
+    assert len(sample) == count
+    level(sample, "family", len(GROUPS))
+    level(sample, "method", len(METHODS))
+    level(sample, "precision", len(PRECISIONS))
+    cells = Counter(slot.stratum for slot in sample)
+    assert max(cells.values()) - min(cells.values()) <= 1
+
+
+def level(sample: list[Slot], axis: str, kinds: int) -> None:
+    counts = Counter(getattr(slot, axis) for slot in sample)
+    assert len(counts) == kinds
+    assert max(counts.values()) - min(counts.values()) <= 2
