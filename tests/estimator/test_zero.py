@@ -12,7 +12,7 @@ from vram_plan.estimator import plan
 from vram_plan.estimator.config import ZeroSizes
 from vram_plan.estimator.ds_config import parse_ds_config, read_ds_config
 from vram_plan.estimator.sharding.onebit import padded
-from vram_plan.estimator.sharding.zero_bucket import flattened, reductions
+from vram_plan.estimator.sharding.zero_bucket import flattened, reductions, slices
 
 # ZeRO (arXiv:1910.02054), figure 1: 7.5e9 parameters, 64 ranks; GB are 1e9 bytes.
 FIGURE_1 = [(0, 120.0), (1, 31.4), (2, 16.6), (3, 1.9)]
@@ -96,10 +96,16 @@ def test_every_gradient_is_reduced_once(numels: list[int], bucket: int) -> None:
 
 @given(st.integers(0, 500), st.integers(1, 500), st.integers(1, 600), st.integers(1, 600))
 def test_one_partition_needs_no_copy(begin: int, length: int, size: int, bucket: int) -> None:
-    copied = flattened(begin, begin + length, size, bucket)
+    copied = flattened(slices([(begin, begin + length)], size), bucket)
     assert 0 <= copied <= length
     if begin // size == (begin + length - 1) // size:
         assert copied == 0
+
+
+def test_gradients_of_one_partition_are_one_slice_only_side_by_side() -> None:
+    assert slices([(4, 6), (2, 4)], 10) == [(0, 4)]
+    assert slices([(4, 6), (12, 14), (2, 4)], 10) == [(0, 2), (1, 2), (0, 2)]
+    assert slices([(8, 13)], 10) == [(0, 2), (1, 3)]
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ def show(plan: Plan, *, explain: bool) -> None:
     """Print the document."""
     document = to_document(plan)
     if explain:
-        document["ledger"] = [_entry(entry) for entry in plan.memory.ledger.entries]
+        document["ledger"] = ledger_document(plan)
     click.echo(json.dumps(document, indent=2, ensure_ascii=False))
 
 
@@ -36,10 +36,10 @@ def to_document(plan: Plan) -> dict[str, Any]:
         "assumptions": list(plan.config.assumptions),
         "memory": {
             "allocated_bytes": memory.allocated_bytes,
-            "reserved_bytes": None,
-            "device_bytes": None,
+            "reserved_bytes": memory.reserved_bytes,
+            "device_bytes": plan.device.bytes if plan.device else None,
             "required_bytes": memory.required_bytes,
-            "interval_bytes": None,
+            "interval_bytes": [plan.device.low, plan.device.high] if plan.device else None,
             "peak_instant": memory.peak_instant,
             "instants": memory.instants,
             "components": memory.components,
@@ -61,6 +61,11 @@ def to_document(plan: Plan) -> dict[str, Any]:
             for fit in plan.fits
         ],
     }
+
+
+def ledger_document(plan: Plan) -> list[dict[str, Any]]:
+    """Every entry of the ledger as plain values."""
+    return [_entry(entry) for entry in plan.memory.ledger.entries]
 
 
 def _entry(entry: Entry) -> dict[str, Any]:

@@ -16,7 +16,7 @@ def show(plan: Plan, *, explain: bool) -> None:
     memory = plan.memory
     known = switches(plan)
     lines = [
-        f"**{_escape(headline(plan))}**",
+        f"**{escape(headline(plan))}**",
         "",
         f"{gib(memory.allocated_bytes)} ({gb(memory.allocated_bytes)}) per GPU allocated at its "
         f"fullest instant ({memory.peak_instant.replace('_', ' ')}); "
@@ -44,13 +44,14 @@ def show(plan: Plan, *, explain: bool) -> None:
                 f"| {gib(s.plan.memory.allocated_bytes)} |"
                 for s in found
             ]
-    lines += ["", *(f"- {_escape(line)}" for line in option_lines(plan))]
+    lines += ["", *(f"- {escape(line)}" for line in option_lines(plan))]
     if explain:
-        lines += _ledger(plan)
+        lines += ledger_lines(plan)
     click.echo("\n".join(lines))
 
 
-def _ledger(plan: Plan) -> list[str]:
+def ledger_lines(plan: Plan) -> list[str]:
+    """The ledger as a table."""
     lines = [
         "",
         "| component | entry | bytes | alive in | formula | source |",
@@ -66,9 +67,10 @@ def _ledger(plan: Plan) -> list[str]:
             entry.formula,
             entry.source,
         )
-        lines.append("| " + " | ".join(_escape(cell) for cell in cells) + " |")
+        lines.append("| " + " | ".join(escape(cell) for cell in cells) + " |")
     return lines
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
+    """A cell that keeps its table whole."""
     return text.replace("|", "\\|").replace("<", "&lt;")

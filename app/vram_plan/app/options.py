@@ -40,6 +40,14 @@ _OPTIONS: tuple[_Spec, ...] = (
         },
     ),
     (
+        "--lora-dropout",
+        {"type": float, "metavar": "P", "help": "Dropout before the pairs.  [default: 0]"},
+    ),
+    (
+        "--modules-to-save",
+        {"metavar": "NAMES", "help": "Trained whole beside the pairs: embeddings,lm_head."},
+    ),
+    (
         "--adapter-dtype",
         _choice(choices.ADAPTER_DTYPES)
         | {"help": "Dtype of added weights.  [default: fp32, as PEFT holds them]"},
@@ -92,6 +100,10 @@ _OPTIONS: tuple[_Spec, ...] = (
         _choice(choices.PRECISIONS) | {"help": "Dtype of matrix products.  [default: bf16]"},
     ),
     (
+        "--amp/--no-amp",
+        {"default": None, "help": "torch.autocast over any weights.  [default: over fp32 ones]"},
+    ),
+    (
         "--weights-dtype",
         _choice(choices.WEIGHTS_DTYPES) | {"help": "Dtype in which weights are held."},
     ),
@@ -119,6 +131,10 @@ _OPTIONS: tuple[_Spec, ...] = (
             "help": f"{', '.join(choices.OPTIMIZERS)}.  [default: adamw]",
         },
     ),
+    (
+        "--optimizer-in-backward/--no-optimizer-in-backward",
+        {"default": None, "help": "Update each weight as soon as its gradient is there."},
+    ),
     ("--micro-batch", _number("Sequences per GPU in one forward pass.  [default: 1]")),
     ("--seq-len", _number("Tokens per sequence.  [default: 2048]")),
     ("--source-len", _number("Tokens an encoder-decoder reads.  [default: seq-len]")),
@@ -138,6 +154,14 @@ _OPTIONS: tuple[_Spec, ...] = (
     (
         "--fused-kernels",
         {"metavar": "NAMES", "help": f"Fused kernels in use: {','.join(choices.FUSED_KERNELS)}."},
+    ),
+    (
+        "--compile/--no-compile",
+        {"default": None, "help": "torch.compile on every block."},
+    ),
+    (
+        "--stack",
+        {"metavar": "KEY=VERSION,…", "help": "Library versions: torch=2.4.1,transformers=4.48.1."},
     ),
 )
 
@@ -175,6 +199,10 @@ def given(values: dict[str, Any]) -> dict[str, Any]:
         from vram_plan.estimator.ds_config import read_ds_config
 
         options["ds_config"] = read_ds_config(options["ds_config"])
+    if "stack" in options:
+        from vram_plan.profiles.stack import parse_stack
+
+        options["stack"] = parse_stack(options["stack"])
     if "fused_kernels" in options:
         options["fused_kernels"] = _kernels(options["fused_kernels"])
     return options

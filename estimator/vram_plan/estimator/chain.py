@@ -18,6 +18,7 @@ class Link:
     """``count`` segments in a row with one cost; ``first`` is the index of the first block.
 
     Attributes:
+        run: what each of them is run with; None where nothing is computed.
         beside_forward: what the engine holds beside the tape while each of them runs forward
             (gathered weights, buffers); an engine's ``links(rank)`` puts it there.
         beside_backward: the same while each of them goes back.
@@ -27,6 +28,7 @@ class Link:
     count: int
     first: int
     cost: Cost
+    run: Run | None = None
     beside_forward: tuple[Entry, ...] = ()
     beside_backward: tuple[Entry, ...] = ()
 
@@ -65,9 +67,7 @@ def build_chain(
             checkpoint=_checkpoint(shape.checkpoint, segment),
             keeps_gradients=shape.keeps_gradients,
             awaited=journeys.awaited(i),
-            input_gradients=(
-                how.method.adds and segment.kind == "embedding" and shape.checkpoint in RECOMPUTED
-            ),
+            input_gradients=(segment.kind == "embedding" and shape.checkpoint in RECOMPUTED),
         )
         for link in _repeat(run, journeys, i):
             links.append(link)
@@ -80,7 +80,8 @@ def _repeat(run: Run, journeys: Journeys, i: int) -> Iterator[Link]:
     index, end = run.layer, run.layer + run.segment.count
     while index < end:
         run = replace(run, layer=index, carried=journeys.carried(i, last_piece=index == end - 1))
-        cost = simulate(_first_alike(run))
+        alike = _first_alike(run)
+        cost = simulate(alike)
         journeys.note(cost)
         key = run.how.method.layer_key(index)
         after = index + 1
@@ -91,7 +92,7 @@ def _repeat(run: Run, journeys: Journeys, i: int) -> Iterator[Link]:
                 and journeys.carried(i, last_piece=after == end - 1) == run.carried
             ):
                 after += 1
-        yield Link(segment=run.segment, count=after - index, first=index, cost=cost)
+        yield Link(segment=run.segment, count=after - index, first=index, cost=cost, run=alike)
         index = after
         run = replace(run, entered=cost.left)
 

@@ -25,7 +25,30 @@ METHODS = (
 LORA_FAMILY = ("lora", "rslora", "dora", "adalora", "qlora", "moelora")
 WHOLE_MODEL = ("full", "freeze", "bitfit")
 """Methods that train weights of the model itself and add none."""
-ENGINES = ("torch", "ddp", "deepspeed", "fsdp1", "fsdp2", "megatron", "device-map")
+ENGINES = (
+    "torch",
+    "ddp",
+    "deepspeed",
+    "fsdp1",
+    "fsdp2",
+    "megatron",
+    "device-map",
+    "megatron-deepspeed",
+    "nanotron",
+    "internevo",
+    "colossalai",
+)
+MEGATRON_BLOCKS = frozenset({"megatron", "megatron-deepspeed", "nanotron", "internevo"})
+"""Engines whose own modules split over tensor and pipeline ranks."""
+ZERO_ENGINES = {
+    "deepspeed": (0, 1, 2, 3),
+    "megatron": (0, 1),
+    "megatron-deepspeed": (0, 1),
+    "nanotron": (0, 1),
+    "internevo": (1,),
+    "colossalai": (1, 2),
+}
+"""Engine → ZeRO stages it has; stage 1 of Megatron is its distributed optimizer."""
 ZERO_STAGES = (0, 1, 2, 3)
 FSDP_STRATEGIES = ("full-shard", "grad-op", "hybrid-shard")
 PIPELINE_SCHEDULES = ("naive", "gpipe", "1f1b", "interleaved")
@@ -36,6 +59,8 @@ WEIGHTS_DTYPES = ("bf16", "fp16", "fp32", "int8")
 ADAPTER_DTYPES = ("fp32", "bf16", "fp16")
 QUANTIZATIONS = ("none", "int8", "nf4", "fp4", "gptq4")
 BITSANDBYTES = ("int8", "nf4", "fp4")
+FOUR_BIT = ("nf4", "fp4")
+"""Those whose codes FSDP can shard."""
 OPTIMIZERS = (
     "adamw",
     "adamw-fused",
@@ -64,9 +89,11 @@ WITHOUT_CHECKPOINTING = frozenset({"albert"})
 LOSSES = ("hf", "fused-ce", "chunked", "liger")
 KV_DTYPES = ("bf16", "fp16", "fp32", "fp8", "int8")
 PROMPT_ENCODERS = ("mlp", "lstm")
-FUSED_FAMILIES = frozenset({"llama", "mistral", "qwen2"})
+FUSED_FAMILIES = frozenset({"llama", "mistral", "mixtral", "qwen2"})
 """Architectures whose compositions have the fused kernels."""
-FUSED_KERNELS = ("rmsnorm", "rope", "swiglu")
+FUSED_KERNELS = ("rmsnorm", "rope", "swiglu", "lora")
+COMPILED_KERNELS = frozenset({"rmsnorm", "rope", "swiglu"})
+"""What ``torch.compile`` makes of a block."""
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1, "int8": 1}
 """Bytes per element of a dtype."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 from vram_plan.estimator.choices import BYTES, LORA_FAMILY
 from vram_plan.profiles.gpus import GpuSpec
 from vram_plan.profiles.model import ModelSpec
 from vram_plan.profiles.nodes import NodeSpec
+from vram_plan.profiles.stack import Stack
 
 DEFAULT_VIRTUAL_TOKENS = 20
 
@@ -59,7 +60,15 @@ class TrainConfig:
         source_len: tokens per source sequence of an encoder-decoder, else 0.
         kbit_preparation: PEFT's ``prepare_model_for_kbit_training`` (``peft/utils/other.py``
             0.21.2): what stays unquantized is held in fp32. Not for GPTQ.
+        lora_dropout: probability (PEFT's default is 0); any other keeps a dropped copy of the input
+            and a mask for every pair.
+        modules_to_save: modules trained whole beside the pairs: ``embeddings,lm_head``.
         freeze_layers: blocks at the bottom that do not learn (``--method freeze``).
+        optimizer_in_backward: each weight is updated as soon as its gradient arrives.
+        amp: ``torch.autocast`` is on whatever the weights' dtype (``bf16=True`` of transformers'
+            Trainer over a 16-bit model); None: over fp32 weights that no engine casts itself.
+        compile: every block is compiled: norms, rotations and gates are one kernel each.
+        stack: library versions.
         assumptions: sentences the output repeats.
     """
 
@@ -68,6 +77,8 @@ class TrainConfig:
     method: str = "full"
     lora_rank: int = 16
     lora_targets: str = "all-linear"
+    lora_dropout: float = 0.0
+    modules_to_save: str = ""
     adapter_dtype: str = "fp32"
     adapter_size: int = 64
     freeze_layers: int = 0
@@ -91,6 +102,7 @@ class TrainConfig:
     virtual_pipeline: int = 1
     offload: str = "none"
     offload_device: str = "cpu"
+    optimizer_in_backward: bool = False
     precision: str = "bf16"
     weights_dtype: str = "bf16"
     quantization: str = "none"
@@ -107,6 +119,9 @@ class TrainConfig:
     loss: str = "hf"
     kv_dtype: str = "bf16"
     fused_kernels: tuple[str, ...] = ()
+    amp: bool | None = None
+    compile: bool = False
+    stack: Stack = field(default_factory=Stack)
     assumptions: tuple[str, ...] = ()
 
     @property
@@ -129,13 +144,12 @@ class TrainConfig:
 
     @property
     def autocast(self) -> bool:
-        """``torch.autocast`` over fp32 weights."""
-        return (
-            self.training
-            and self.weights_dtype == "fp32"
-            and self.precision != "fp32"
-            and self.engine in {"torch", "ddp", "device-map"}
-        )
+        """Whether ``torch.autocast`` casts the inputs of matrix products."""
+        if not self.training or self.precision == "fp32":
+            return False
+        if self.amp is not None:
+            return self.amp
+        return self.weights_dtype == "fp32" and self.engine in {"torch", "ddp", "device-map"}
 
     @property
     def weights_bytes(self) -> int:
@@ -155,11 +169,12 @@ class TrainConfig:
     def options(self) -> dict[str, object]:
         """Every option by its command-line name with underscores, as plain values."""
         plain: dict[str, object] = {}
-        for field in fields(self):
-            if field.name in {"assumptions", "zero_sizes", "model", "gpu", "node"}:
+        for one in fields(self):
+            if one.name in {"assumptions", "zero_sizes", "model", "gpu", "node"}:
                 continue
-            value = getattr(self, field.name)
-            plain[field.name] = list(value) if isinstance(value, tuple) else value
+            value = getattr(self, one.name)
+            plain[one.name] = list(value) if isinstance(value, tuple) else value
+        plain["stack"] = str(self.stack)
         plain["model"] = self.model.name
         plain["gpu"] = self.gpu.name if self.gpu else None
         plain["node"] = self.node.name if self.node else None

@@ -5,7 +5,8 @@ from __future__ import annotations
 from functools import partial
 from math import prod
 
-from vram_plan.estimator.ops import attention, elementwise, fused, sdpa
+from vram_plan.estimator.kernels import attend
+from vram_plan.estimator.ops import elementwise, fused
 from vram_plan.estimator.ops.attention import Heads
 from vram_plan.estimator.ops.embedding import LeafVariable, embedding
 from vram_plan.estimator.ops.linear import AutocastWeight, cached_cast, linear
@@ -22,6 +23,7 @@ from vram_plan.estimator.treatment import Treatment
 from vram_plan.profiles.model import ModelSpec
 
 LOW_BYTES = 2
+_KEEPS_WO = frozenset({"t5", "mt5", "umt5"})
 
 
 class Forward:
@@ -31,6 +33,7 @@ class Forward:
         "batch",
         "cache",
         "checkpointed",
+        "held",
         "how",
         "input_gradients",
         "keeps_gradients",
@@ -65,6 +68,7 @@ class Forward:
         self.keeps_gradients = True
         self.cache: dict[str, Tensor] = {}
         self.produced: dict[str, Tensor] = {}
+        self.held: Tensor | None = None
 
     @property
     def tokens(self) -> int:
@@ -76,18 +80,24 @@ class Forward:
         found = self.params.get(name)
         if found is None:
             how = self.how
-            wide = kind != "linear"
             dims = (shape,) if isinstance(shape, int) else shape
+            packed = kind == "linear" and self._packs(name)
+            beside = kind == "linear" and how.quantization != "none" and not packed
             found = self.params[name] = Param(
                 name=name,
                 numel=prod(dims),
                 shape=dims,
-                itemsize=how.norm_bytes if wide else how.weights_bytes,
+                itemsize=how.held_bytes("norm" if beside else kind),
                 trainable=how.training and how.method.trains(name, kind, self.layer),
                 accumulates=not self.keeps_gradients,
-                packed=how.quantization != "none" and kind == "linear" and self.layer >= 0,
+                packed=packed,
             )
         return found
+
+    def _packs(self, name: str) -> bool:
+        """Quantized are the blocks' linear weights but T5's ``wo`` (``_keep_in_fp32_modules``)."""
+        kept = self.spec.model_type in _KEEPS_WO and name.endswith(".wo.weight")
+        return self.how.quantization != "none" and self.layer >= 0 and not kept
 
     def added_param(self, name: str, shape: tuple[int, ...], *, trainable: bool = True) -> Param:
         """A weight that the training method adds."""
@@ -118,18 +128,18 @@ class Forward:
     ) -> Tensor:
         """A linear layer [inputs, outputs] under its module name.
 
-        ``split`` says how tensor parallelism cuts it: ``column`` (outputs) or ``row`` (inputs; x
-        is cut already).
+        ``split``: tensor parallelism cuts it by ``column`` (outputs) or ``row`` (inputs; x too).
         """
         inputs, outputs = shape
         if split == "column":
             outputs //= self.how.tensor
         elif split == "row":
             inputs //= self.how.tensor
-        base = partial(self._base_linear, name, (inputs, outputs), bias)
+        base = partial(self.base_linear, name, (inputs, outputs), bias)
         return self.how.method.linear(self, name, x, (inputs, outputs), base)
 
-    def _base_linear(self, name: str, shape: tuple[int, int], bias: bool, x: Tensor) -> Tensor:
+    def base_linear(self, name: str, shape: tuple[int, int], bias: bool, x: Tensor) -> Tensor:
+        """A linear layer of the base model as the method leaves it."""
         inputs, outputs = shape
         weight = self.param(f"{name}.weight", (outputs, inputs), "linear")
         offset = self.param(f"{name}.bias", outputs, "bias") if bias else None
@@ -145,7 +155,8 @@ class Forward:
         if how.quantization == "int8":
             return int8_linear(self.t, x, weight, outputs, half=how.half)
         x = elementwise.cast(self.t, x, how.matmul_bytes)
-        x = dequantized_linear(self.t, x, weight, outputs, nested=how.double_quant)
+        nested, old = how.double_quant, how.four_bit
+        x = dequantized_linear(self.t, x, weight, outputs, nested=nested, old=old)
         return elementwise.cast(self.t, x, itemsize)
 
     def product(self, x: Tensor, weight: Param, offset: Param | None, outputs: int) -> Tensor:
@@ -254,19 +265,10 @@ class Forward:
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, **shape: int | float | bool) -> Tensor:
         """The attention kernel of the configuration on per-rank heads."""
-        heads, kernel = self.heads(**shape), self.how.attention
-        if kernel == "eager":
-            capped = self.spec.attn_logit_softcapping
-            return attention.eager(self.t, q, k, v, heads, capped=capped)
-        if kernel == "sdpa":
-            return sdpa.integrated(self.t, q, k, v, heads)
-        if kernel == "block-sparse":
-            return attention.block_sparse(self.t, (q, k, v), heads, self.how.attention_density)
-        if not self.how.autocast:
-            # The kernel takes 16 bits only; transformers casts (modeling_flash_attention_utils.py
-            # fa_peft_integration_check), as happens with fp32 norms over quantized weights.
-            q, k, v = (elementwise.cast(self.t, x, LOW_BYTES) for x in (q, k, v))
-        return attention.flash(self.t, q, k, v, heads)
+        capped = self.spec.attn_logit_softcapping
+        heads = self.heads(**shape)
+        out, self.held = attend(self.t, self.how, (q, k, v), heads, capped=capped)
+        return out
 
     def heads(self, **shape: int | float | bool) -> Heads:
         """The shape of an attention call on this rank; ``shape`` overrides the model's."""

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
 
 from vram_plan.estimator.ledger import OUTSIDE_THE_STEP, Ledger
 from vram_plan.estimator.overhead import slack_bytes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Memory:
     """Bytes per GPU on the fullest rank; host and NVMe per node.
 
     Attributes:
         ledger: every entry.
         instants: bytes allocated in every instant.
-        overhead_bytes: what a process takes on the device outside PyTorch's allocator.
+        overhead_bytes: what a process takes on the device beside the ledger's entries.
+        workspace_bytes: the part of it that PyTorch's allocator hands out (cuBLAS workspaces).
+        reserve: replays the run through the model of PyTorch's allocator, given the allocated
+            bytes; None where the run's timeline is not known.
     """
 
     ledger: Ledger
     instants: dict[str, int]
     overhead_bytes: int
+    workspace_bytes: int = 0
+    reserve: Callable[[int], int] | None = field(default=None, compare=False, repr=False)
 
     @property
     def peak_instant(self) -> str:
@@ -32,6 +39,21 @@ class Memory:
     def allocated_bytes(self) -> int:
         """Predicts ``torch.cuda.max_memory_allocated``."""
         return self.instants[self.peak_instant]
+
+    @cached_property
+    def reserved_bytes(self) -> int | None:
+        """Predicts ``torch.cuda.max_memory_reserved``; None where it is not modelled.
+
+        It takes tenths of a second, so it is worked out when it is asked for.
+        """
+        return None if self.reserve is None else self.reserve(self.allocated_bytes)
+
+    @property
+    def device_bytes(self) -> int | None:
+        """Predicts what NVML reads: reserved, the CUDA context and communication buffers."""
+        if self.reserved_bytes is None:
+            return None
+        return self.reserved_bytes + self.overhead_bytes - self.workspace_bytes
 
     @property
     def components(self) -> dict[str, int]:

@@ -10,12 +10,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from vram_plan.estimator.inventory import Weight
+from vram_plan.estimator.tape import ROUNDING_BYTES
 
 FP32, BF16 = 4, 2
 """Bytes per element."""
 BNB_BLOCK = 256
 BNB_SMALLEST = 4096
 """bitsandbytes 0.50.2 ``optim/optimizer.py``: 8-bit states in blocks, fp32 below 4,096 elements."""
+BNB_PAGED = 100_000
+"""The same, ``get_state_buffer``: states of fewer elements are not paged."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,12 +26,12 @@ class States:
     """What an optimizer holds and what its step adds.
 
     Attributes:
-        nbytes: states between steps.
+        nbytes: states between steps, on the device.
         step: largest temporary of the step.
         formula: how ``nbytes`` comes about, for one parameter.
         step_formula: the same for ``step``.
         source: library file and version.
-        paged: states are in memory that the driver moves to the host when the GPU is full.
+        paged: states in memory that the driver moves to the host when the GPU is full.
     """
 
     nbytes: int
@@ -36,7 +39,7 @@ class States:
     formula: str
     step_formula: str
     source: str
-    paged: bool = False
+    paged: int = 0
 
 
 def optimizer_states(
@@ -51,7 +54,22 @@ Groups = list[tuple[Weight, int]]
 
 
 def _total(groups: Groups, scale: float) -> int:
-    return round(sum(w.numel * w.count * size * (1.0 if w.added else scale) for w, size in groups))
+    """One tensor like every weight."""
+    return round(sum(_sized(w, w.numel * size, scale) for w, size in groups))
+
+
+def _sized(weight: Weight, nbytes: int, scale: float) -> float:
+    """``nbytes`` for each of the weights, rounded up as the allocator does.
+
+    Those of a size class are scaled instead: its shape stands for no tensor in particular.
+    """
+    if scale != 1.0 and not weight.added:
+        return nbytes * weight.count * scale
+    return -(-nbytes // ROUNDING_BYTES) * ROUNDING_BYTES * weight.count
+
+
+def _on_pages(weight: Weight, paged: bool) -> bool:
+    return paged and weight.numel >= BNB_PAGED
 
 
 def _largest(groups: Groups) -> int:
@@ -90,32 +108,36 @@ def _adamw_for_loop(groups: Groups, scale: float) -> States:
 
 
 def _adamw_8bit(groups: Groups, scale: float, *, paged: bool = False) -> States:
-    total = 0.0
+    total, away, maps = 0.0, 0.0, 0
     for w, _ in groups:
-        factor = w.count * (1.0 if w.added else scale)
         if w.numel < BNB_SMALLEST:
-            total += 2 * 4 * w.numel * factor
+            total += 2 * _sized(w, FP32 * w.numel, scale)
+            continue
+        maps = 2 * 256 * FP32
+        total += 2 * _sized(w, FP32 * -(-w.numel // BNB_BLOCK), scale)
+        if _on_pages(w, paged):
+            away += 2 * _sized(w, w.numel, scale)
         else:
-            total += 2 * (w.numel + 4 * -(-w.numel // BNB_BLOCK)) * factor
+            total += 2 * _sized(w, w.numel, scale)
     return States(
-        nbytes=round(total) + 2 * 256 * 4,
+        nbytes=round(total) + maps,
         step=0,
         formula="2 moments of 1 byte, an fp32 scale per 256; fp32 below 4,096 elements",
         step_formula="in place",
         source="bitsandbytes 0.50.2 optim/optimizer.py Optimizer2State",
-        paged=paged,
+        paged=round(away),
     )
 
 
 def _paged_adamw(groups: Groups, scale: float) -> States:
-    elements = _total([(w, 1) for w, _ in groups], scale)
+    wide = [(w, FP32) for w, _ in groups]
     return States(
-        nbytes=2 * 4 * elements,
+        nbytes=2 * _total([(w, size) for w, size in wide if not _on_pages(w, True)], scale),
         step=0,
-        formula="2 fp32 moments in managed memory",
+        formula="2 fp32 moments, in managed memory from 100,000 elements on",
         step_formula="in place",
         source="bitsandbytes 0.50.2 optim/adamw.py PagedAdamW32bit",
-        paged=True,
+        paged=2 * _total([(w, size) for w, size in wide if _on_pages(w, True)], scale),
     )
 
 
@@ -131,10 +153,10 @@ def _adafactor(groups: Groups, scale: float) -> States:
     """
     total, step, before = 0.0, 0, 0
     for w, size in groups:
-        each = w.numel
+        sums = (w.numel,)
         if len(w.shape) > 1:
-            each = w.numel // w.shape[-1] + w.numel // w.shape[-2]
-        total += FP32 * each * w.count * (1.0 if w.added else scale)
+            sums = (w.numel // w.shape[-1], w.numel // w.shape[-2])
+        total += sum(_sized(w, FP32 * each, scale) for each in sums)
         copies = 4 if size < FP32 else 2
         step = max(step, FP32 * (copies * w.numel + before))
         before = w.numel
@@ -154,8 +176,8 @@ def _muon(groups: Groups, scale: float) -> States:
     Newton-Schulz: the update, its bf16 copy where it is fp32, the Gram matrix and its polynomial
     (both of the shorter side) and the next iterate.
     """
-    matrices = [(w, size) for w, size in groups if w.layered and len(w.shape) == 2]
-    others = [(w, size) for w, size in groups if not (w.layered and len(w.shape) == 2)]
+    matrices = [(w, size) for w, size in groups if _is_hidden(w)]
+    others = [(w, size) for w, size in groups if not _is_hidden(w)]
     rest = _adamw(others, scale)
     step = 0
     for w, size in matrices:
@@ -171,10 +193,15 @@ def _muon(groups: Groups, scale: float) -> States:
     )
 
 
+def _is_hidden(weight: Weight) -> bool:
+    """A matrix of a block or of an adapter, no table of vectors."""
+    table = weight.name.endswith(("embedding.weight", "relative_attention_bias.weight"))
+    return (weight.layered or weight.added) and len(weight.shape) == 2 and not table
+
+
 def _lion(groups: Groups, scale: float) -> States:
-    elements = _total([(w, 1) for w, _ in groups], scale)
     return States(
-        nbytes=4 * elements,
+        nbytes=_total([(w, FP32) for w, _ in groups], scale),
         step=0,
         formula="1 fp32 momentum",
         step_formula="in place",

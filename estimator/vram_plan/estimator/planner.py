@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from importlib import import_module
 from types import ModuleType
 from typing import Any
 
+from vram_plan.estimator.choices import MEGATRON_BLOCKS
 from vram_plan.estimator.config import TrainConfig
+from vram_plan.estimator.device import DeviceReading, device_reading
 from vram_plan.estimator.fit import Fit, fits
 from vram_plan.estimator.ledger import Entry, Ledger
 from vram_plan.estimator.memory import Memory
-from vram_plan.estimator.overhead import overhead_bytes
+from vram_plan.estimator.overhead import is_modelled, overhead_bytes, workspace_bytes
 from vram_plan.estimator.rank import run_passes
 from vram_plan.estimator.resolve import resolve
 from vram_plan.estimator.sharding.base import Rank, input_entries
@@ -29,6 +31,10 @@ _ENGINES = {
     "fsdp2": "fsdp2",
     "megatron": "megatron",
     "device-map": "device_map",
+    "megatron-deepspeed": "zero",
+    "nanotron": "megatron",
+    "internevo": "zero",
+    "colossalai": "zero",
 }
 """Engine → module of ``sharding`` with ``entries(rank)`` and ``keeps_gradients(config)``.
 
@@ -58,6 +64,11 @@ class Plan:
         return self.config.model
 
     @cached_property
+    def device(self) -> DeviceReading | None:
+        """What the device reports for the process, and where 90 % of such readings fell."""
+        return device_reading(self.config, self.memory)
+
+    @cached_property
     def fits(self) -> tuple[Fit, ...]:
         """The verdict for the GPU asked about, or for every GPU of the catalogue."""
         return fits(self.config, self.memory)
@@ -78,10 +89,16 @@ def plan(model: str | ModelSpec, **options: Any) -> Plan:
     return plan_config(resolve(spec, options))
 
 
-def plan_config(config: TrainConfig) -> Plan:
-    """Predict the memory of a resolved configuration."""
+def plan_config(config: TrainConfig, *, stage: int | None = None) -> Plan:
+    """Predict the memory of a resolved configuration.
+
+    Args:
+        config: every option, resolved.
+        stage: the pipeline stage to look at, counted among the distinct ones: 0 is the first, -1
+            the last; None is the fullest.
+    """
     if config.training:
-        ledger, parameters, trainable = train_ledger(config)
+        ledger, parameters, trainable = train_ledger(config, stage=stage)
     else:
         from vram_plan.estimator.inference import inference_ledger
 
@@ -90,6 +107,8 @@ def plan_config(config: TrainConfig) -> Plan:
         ledger=ledger,
         instants=ledger.totals(),
         overhead_bytes=overhead_bytes(config),
+        workspace_bytes=2 * workspace_bytes(config),
+        reserve=partial(_reserve, config) if is_modelled(config) else None,
     )
     return Plan(
         config=config,
@@ -99,13 +118,24 @@ def plan_config(config: TrainConfig) -> Plan:
     )
 
 
-def train_ledger(config: TrainConfig) -> tuple[Ledger, int, int]:
-    """The ledger of one training step on the fullest rank, and the parameters of the model."""
+def _reserve(config: TrainConfig, allocated: int) -> int:
+    from vram_plan.estimator.reserved import reserved_bytes  # only a few ask for it
+
+    return reserved_bytes(config, allocated)
+
+
+def train_ledger(config: TrainConfig, *, stage: int | None = None) -> tuple[Ledger, int, int]:
+    """The ledger of one training step on the fullest rank, and the parameters of the model.
+
+    With ``stage`` it is that of a rank of this pipeline stage (0 the first, -1 the last).
+    """
     _refuse_idle(config)
     engine = import_module(f"vram_plan.estimator.sharding.{_ENGINES[config.engine]}")
     passes = run_passes(config, keeps_gradients=engine.keeps_gradients(config))
     ranks = stages(config, passes) if config.pp > 1 else (Rank(config=config, passes=passes),)
     ledgers = [_ledger(engine, rank) for rank in ranks]
+    if stage is not None:
+        return ledgers[stage], *count_parameters(config)
     fullest = max(ledgers, key=lambda ledger: max(ledger.totals().values()))
     return fullest, *count_parameters(config)
 
@@ -124,7 +154,7 @@ def _refuse_idle(config: TrainConfig) -> None:
 
 def count_parameters(config: TrainConfig) -> tuple[int, int]:
     """Parameters of the whole base model, and those that learn (adapters included)."""
-    if config.tp * config.ep > 1 or config.engine == "megatron":
+    if config.tp * config.ep > 1 or config.engine in MEGATRON_BLOCKS:
         config = replace(config, engine="torch", gpus=1, gpus_per_node=1, tp=1, pp=1, cp=1, ep=1)
     inventory = run_passes(config, keeps_gradients=config.grad_accum == 1).inventory
     return inventory.numel(added=False), inventory.numel(trainable=True)

@@ -51,6 +51,15 @@ def _gptq4(inputs: int, outputs: int, double: bool) -> int:
     return _rounded(inputs * outputs // 2) + scales + _rounded(4 * inputs)
 
 
+def code_bytes(kind: str, numel: int) -> float:
+    """Bytes that FSDP divides where codes are parameters; scales are not among them.
+
+    4-bit codes; for GPTQ codes and zero points (``qweight`` and ``qzeros`` of
+    ``PATCH_FOR_FSDP_TRITON_V2``, fms-acceleration ``fms_acceleration_peft/autogptq_utils.py``).
+    """
+    return numel / 2 + (numel / GPTQ_GROUP / 2 if kind == "gptq4" else 0)
+
+
 _BYTES: dict[str, Callable[[int, int, bool], int]] = {
     "nf4": _four_bit,
     "fp4": _four_bit,

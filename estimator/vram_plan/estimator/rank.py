@@ -4,21 +4,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from importlib import import_module
 
 from vram_plan.estimator.blocks.registry import compose
 from vram_plan.estimator.chain import Link, Shape, build_chain
-from vram_plan.estimator.choices import BYTES, WHOLE_MODEL
+from vram_plan.estimator.choices import BYTES, COMPILED_KERNELS, MEGATRON_BLOCKS, WHOLE_MODEL
 from vram_plan.estimator.config import TrainConfig
 from vram_plan.estimator.forward import Forward
 from vram_plan.estimator.inventory import Inventory, take_inventory
 from vram_plan.estimator.ledger import Entry
 from vram_plan.estimator.methods.registry import make_method
+from vram_plan.estimator.ops.quantized import FourBit
 from vram_plan.estimator.segment import Composition
 from vram_plan.estimator.simulate import RECOMPUTED
 from vram_plan.estimator.step import gradient_bytes, pass_entries
 from vram_plan.estimator.tape import ROUNDING_BYTES
 from vram_plan.estimator.treatment import Treatment
+from vram_plan.profiles import stack as switches
 from vram_plan.profiles.model import ModelSpec
+
+_AUTHORS = frozenset({"litgpt"})
+"""Training loops with modules of their own (``blocks/<loop>.py``)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +38,7 @@ class Passes:
         gradients: weight gradients the backward pass leaves.
         shared: bytes of tensors that every layer reads (cos, sin, masks) until the backward pass.
         passing: bytes of those that nothing saves: they end with the layers' forward pass.
+        buffers: bytes of the model's own tensors that are no weights.
         inputs: bytes of token ids and labels.
         host: bytes of activations waiting in host memory at the end of the forward pass.
     """
@@ -42,17 +49,18 @@ class Passes:
     gradients: int
     shared: int
     passing: int
+    buffers: int
     inputs: int
     host: int
 
 
 def treat(config: TrainConfig) -> Treatment:
     """What the configuration decides about every module."""
-    compute = config.weights_bytes if config.autocast else config.compute_bytes
+    compute = config.weights_bytes if _keeps_dtype(config) else config.compute_bytes
     return Treatment(
         method=make_method(config),
         compute_bytes=compute,
-        adapter_bytes=compute if config.engine == "fsdp2" else BYTES[config.adapter_dtype],
+        adapter_bytes=compute if _casts_adapters(config) else BYTES[config.adapter_dtype],
         weights_bytes=compute,
         norm_bytes=4 if config.kbit_preparation else compute,
         autocast=config.autocast,
@@ -63,12 +71,54 @@ def treat(config: TrainConfig) -> Treatment:
         attention=config.attention,
         attention_density=config.attention_density,
         loss=config.loss,
+        loss_code=switches.loss_code(config.stack, config.model.model_type),
+        table_bytes=_table_bytes(config),
+        stacked_experts=switches.stacks_experts(config.stack),
+        four_bit=FourBit(
+            keeps_input=switches.keeps_four_bit_input(config.stack),
+            recasts=switches.recasts_four_bit(config.stack) and config.precision == "bf16",
+        ),
+        repeats_heads=switches.repeats_heads(
+            config.stack, config.model.model_type, config.attention
+        ),
+        reentrant=switches.reentrant_checkpoints(config.stack),
+        lora_dropout=config.lora_dropout,
         tensor=config.tp,
         expert=config.ep,
         sequence_parallel=config.sequence_parallel,
-        fused=frozenset(config.fused_kernels),
+        fused=_fused(config),
         training=config.training,
     )
+
+
+def _fused(config: TrainConfig) -> frozenset[str]:
+    """Kernels in place of written-out operations: those asked for, those a compiler makes.
+
+    The compiler's partition saves what a block's products read and the kernels' inputs (torch
+    2.13.0 ``torch/_functorch/partitioners.py`` min-cut), as hand-written ones do.
+    """
+    kernels = frozenset(config.fused_kernels)
+    if config.compile:
+        kernels |= COMPILED_KERNELS
+    if "lora" in kernels and switches.fuses_all(config.stack):
+        kernels |= {"rmsnorm", "rope"}
+    return kernels
+
+
+def _keeps_dtype(config: TrainConfig) -> bool:
+    """Activations are in the weights' dtype, unless a sharding engine casts what it gathers."""
+    return config.autocast and config.engine not in {"fsdp1", "fsdp2"}
+
+
+def _casts_adapters(config: TrainConfig) -> bool:
+    """FSDP2 gathers in the compute dtype; FSDP1 where mixed precision is on."""
+    return config.engine == "fsdp2" or (config.engine == "fsdp1" and config.autocast)
+
+
+def _table_bytes(config: TrainConfig) -> int:
+    """TRL casts embeddings and head back after the preparation."""
+    back = config.kbit_preparation and switches.narrows_tables(config.stack)
+    return config.compute_bytes if back and config.precision == "bf16" else 0
 
 
 def run_passes(config: TrainConfig, *, keeps_gradients: bool) -> Passes:
@@ -86,8 +136,7 @@ def run_passes(config: TrainConfig, *, keeps_gradients: bool) -> Passes:
         checkpoint=_checkpoint(config),
         keeps_gradients=keeps_gradients,
     )
-    megatron = config.engine == "megatron" and config.method in WHOLE_MODEL
-    return _run_passes(config.model, how, shape, megatron)
+    return _run_passes(config.model, how, shape, _author(config))
 
 
 def _checkpoint(config: TrainConfig) -> str:
@@ -97,15 +146,16 @@ def _checkpoint(config: TrainConfig) -> str:
 
 
 @lru_cache(maxsize=1024)
-def _run_passes(model: ModelSpec, how: Treatment, shape: Shape, megatron: bool = False) -> Passes:
-    composition = _compose(model, megatron)
+def _run_passes(model: ModelSpec, how: Treatment, shape: Shape, author: str = "") -> Passes:
+    composition = _compose(model, author)
     links = build_chain(model, composition, how, shape)
     f = Forward(model, how, batch=shape.batch, seq=shape.seq)
     f.source_seq = shape.source_seq
     shared = composition.shared(f).values()
     recomputes = shape.checkpoint in RECOMPUTED  # a checkpoint keeps what its layer was given
-    kept = [s for s in shared if s.saved or recomputes]
-    passing = [s for s in shared if not (s.saved or recomputes)]
+    buffers = [s for s in shared if s.buffer]
+    kept = [s for s in shared if not s.buffer and (s.saved or recomputes)]
+    passing = [s for s in shared if not (s.buffer or s.saved or recomputes)]
     return Passes(
         links=links,
         inventory=replace(take_inventory(links), scale=_scale(model)),
@@ -113,6 +163,7 @@ def _run_passes(model: ModelSpec, how: Treatment, shape: Shape, megatron: bool =
         gradients=gradient_bytes(links),
         shared=sum(_rounded(s.numel * s.itemsize) for s in kept),
         passing=sum(_rounded(s.numel * s.itemsize) for s in passing),
+        buffers=sum(_rounded(s.numel * s.itemsize) for s in buffers),
         inputs=_rounded(8 * shape.batch * (shape.seq + shape.source_seq)),
         host=sum(link.cost.host * link.count for link in links),
     )
@@ -127,13 +178,20 @@ def _scale(model: ModelSpec) -> float:
     return model.nominal_parameters / take_inventory(links).numel(added=False)
 
 
-def _compose(model: ModelSpec, megatron: bool) -> Composition:
-    """The library's composition; Megatron-LM's own for the architectures it is written for."""
-    if megatron:
-        from vram_plan.estimator.blocks import megatron as core
+def _author(config: TrainConfig) -> str:
+    """Whose modules run: transformers' (empty), Megatron-LM's or those of a training loop."""
+    if config.engine in MEGATRON_BLOCKS and config.method in WHOLE_MODEL:
+        return "megatron"
+    return config.stack.loop if config.stack.loop in _AUTHORS else ""
 
-        if core.is_built(model):
-            return core.compose(model)
+
+def _compose(model: ModelSpec, author: str) -> Composition:
+    """The library's composition; an author's own for the architectures it is written for."""
+    if author:
+        own = import_module(f"vram_plan.estimator.blocks.{author}")
+        if own.is_built(model):
+            composition: Composition = own.compose(model)
+            return composition
     return compose(model)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from vram_plan.estimator import choices
 from vram_plan.estimator.config import TrainConfig
+from vram_plan.estimator.refused_kernels import refused_kernels, refused_losses
 
 Given = dict[str, Any]
 _LIMITS = {
@@ -26,6 +27,8 @@ _LIMITS = {
     "source_len": 1_073_741_824,
     "grad_accum": 1_048_576,
 }
+_UNSPLIT = frozenset({"torch", "ddp", "fsdp1", "colossalai"})
+"""Engines without tensor, pipeline, context or expert ranks."""
 _CHOICES = {
     "task": choices.TASKS,
     "method": choices.METHODS,
@@ -70,6 +73,8 @@ def _ranges(config: TrainConfig, given: Given) -> Iterator[str]:
         least = 0 if name == "source_len" else 1
         if not isinstance(value, int) or not least <= value <= most:
             yield f"{option(name)} must be between {least} and {most:,}, got {value}"
+    if not 0 <= config.lora_dropout < 1:
+        yield f"--lora-dropout must be in [0, 1), got {config.lora_dropout}"
     if not 0 < config.attention_density <= 1:
         yield f"--attention-density must be in (0, 1], got {config.attention_density}"
 
@@ -145,13 +150,17 @@ def _shapes(config: TrainConfig, given: Given) -> Iterator[str]:
 
 def _engines(config: TrainConfig, given: Given) -> Iterator[str]:
     engine = config.engine
-    if config.zero is not None and engine != "deepspeed":
+    stages = choices.ZERO_ENGINES.get(engine, ())
+    if config.zero is not None and not stages:
         yield f"--zero {config.zero} with --engine {engine}: ZeRO stages are DeepSpeed's; drop one"
+    elif config.zero is not None and config.zero not in stages:
+        has = " or ".join(str(stage) for stage in stages)
+        yield f"--zero {config.zero} with --engine {engine}: it has stage {has}"
     if config.fsdp and engine not in {"fsdp1", "fsdp2"}:
         yield f"--fsdp {config.fsdp} with --engine {engine}: choose --engine fsdp2 or drop --fsdp"
     if engine == "torch" and config.gpus > 1:
         yield f"--engine torch runs on one GPU, --gpus is {config.gpus}; choose --engine ddp"
-    if engine in {"torch", "ddp", "fsdp1"} and max(config.tp, config.pp, config.cp, config.ep) > 1:
+    if engine in _UNSPLIT and max(config.tp, config.pp, config.cp, config.ep) > 1:
         yield (
             f"--engine {engine} has no tensor, pipeline, context or expert ranks; choose "
             "--engine megatron"
@@ -179,13 +188,20 @@ def _quantized(config: TrainConfig, given: Given) -> Iterator[str]:
             f"--quantization {config.quantization} with --method {config.method}: quantized "
             "weights cannot be trained; choose --method lora or another adapter"
         )
-    if config.engine == "megatron":
-        yield f"--quantization {config.quantization} is not available with --engine megatron"
+    if config.engine in choices.MEGATRON_BLOCKS:
+        yield f"--quantization {config.quantization} is not available with --engine {config.engine}"
     if max(config.tp, config.pp, config.cp, config.ep) > 1 and config.engine != "device-map":
         yield (
             f"--quantization {config.quantization} with tensor, pipeline, context or expert ranks: "
             "bitsandbytes and GPTQ layers cannot be split; use --zero, --fsdp or ddp"
         )
+
+
+def _adapted(config: TrainConfig, given: Given) -> Iterator[str]:
+    if config.modules_to_save and config.method not in {"lora", "rslora", "qlora"}:
+        yield "--modules-to-save needs --method lora, rslora or qlora"
+    if "lora" in config.fused_kernels and config.quantization == "none":
+        yield "--fused-kernels lora are for quantized weights: choose --quantization nf4 or gptq4"
 
 
 def _precisions(config: TrainConfig, given: Given) -> Iterator[str]:
@@ -199,7 +215,8 @@ def _precisions(config: TrainConfig, given: Given) -> Iterator[str]:
         yield f"--precision fp32 with --weights-dtype {weights}: choose --weights-dtype fp32"
     if {weights, precision} == {"bf16", "fp16"}:
         yield f"--weights-dtype {weights} with --precision {precision}: choose one 16-bit type"
-    yield from _kernels(config)
+    yield from refused_kernels(config)
+    yield from refused_losses(config)
     if config.attention == "flash" and precision == "fp32":
         yield "--attention flash computes in 16 bits; with --precision fp32 choose sdpa or eager"
     if config.gpu is not None and precision == "bf16" and not config.gpu.supports_bf16:
@@ -207,27 +224,6 @@ def _precisions(config: TrainConfig, given: Given) -> Iterator[str]:
             f"--precision bf16 on {config.gpu.name}: {config.gpu.architecture} has no bf16; "
             "choose --precision fp16"
         )
-
-
-def _kernels(config: TrainConfig) -> Iterator[str]:
-    """Attention kernels that the model's class in transformers does not have."""
-    family, kernel = config.model.model_type, config.attention
-    if config.fused_kernels and family not in choices.FUSED_FAMILIES:
-        planned = ", ".join(sorted(choices.FUSED_FAMILIES))
-        yield f"--fused-kernels is planned for {planned} only, not for {family}; leave it out"
-    if config.engine == "megatron":
-        return
-    if family in choices.EAGER_ONLY and kernel != "eager":
-        yield f"--attention {kernel}: transformers' {family} has eager attention only; choose eager"
-    if family in choices.WITHOUT_FLASH and kernel in {"flash", "block-sparse"}:
-        yield f"--attention {kernel}: transformers' {family} lacks it; choose sdpa or eager"
-    if family in choices.WITHOUT_CHECKPOINTING and config.checkpointing != "none":
-        yield (
-            f"--checkpointing {config.checkpointing}: transformers cannot checkpoint {family}; "
-            "choose none"
-        )
-    if family in choices.WITHOUT_SDPA and kernel == "sdpa":
-        yield f"--attention sdpa: transformers' {family} lacks it; choose flash or eager"
 
 
 def _offloads(config: TrainConfig, given: Given) -> Iterator[str]:
@@ -252,7 +248,7 @@ def _offloads(config: TrainConfig, given: Given) -> Iterator[str]:
 def _state_offloads(config: TrainConfig) -> Iterator[str]:
     """Engines that can hold optimizer states or weights on the host, and how much of them."""
     offload, nvme = config.offload, config.offload_device == "nvme"
-    if config.engine == "deepspeed":
+    if config.engine in {"deepspeed", "colossalai"}:
         if config.zero == 0:
             yield f"--offload {offload} needs --zero 1, 2 or 3"
         if offload == "optimizer+params" and config.zero != 3:
@@ -273,6 +269,8 @@ def _state_offloads(config: TrainConfig) -> Iterator[str]:
 
 
 def _optimizers(config: TrainConfig, given: Given) -> Iterator[str]:
+    if config.optimizer_in_backward and (config.engine != "torch" or config.grad_accum > 1):
+        yield "--optimizer-in-backward is planned for --engine torch with --grad-accum 1"
     name = config.optimizer
     if name == "one-bit-adam" and (config.engine != "deepspeed" or config.zero != 0):
         yield "--optimizer one-bit-adam is DeepSpeed's and runs with --zero 0 only"
@@ -293,6 +291,7 @@ _CHECKS: tuple[Callable[[TrainConfig, Given], Iterator[str]], ...] = (
     _shapes,
     _engines,
     _quantized,
+    _adapted,
     _precisions,
     _offloads,
     _optimizers,

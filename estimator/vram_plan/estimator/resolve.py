@@ -7,11 +7,20 @@ from dataclasses import fields
 from typing import Any
 
 from vram_plan.estimator import choices
-from vram_plan.estimator.choices import BITSANDBYTES, LORA_FAMILY, WHOLE_MODEL
+from vram_plan.estimator.choices import (
+    BITSANDBYTES,
+    FOUR_BIT,
+    FUSED_FAMILIES,
+    LORA_FAMILY,
+    MEGATRON_BLOCKS,
+    WHOLE_MODEL,
+)
 from vram_plan.estimator.config import DEFAULT_VIRTUAL_TOKENS, TrainConfig, ZeroSizes
 from vram_plan.estimator.methods.registry import check_method
 from vram_plan.estimator.refusals import refuse
+from vram_plan.profiles import stack as switches
 from vram_plan.profiles.model import ModelSpec
+from vram_plan.profiles.stack import Stack, parse_stack
 
 Options = Mapping[str, Any]
 """Options by command-line name with underscores; None or missing means "not given"."""
@@ -24,6 +33,17 @@ _METHOD_DEFAULTS: dict[str, dict[str, int]] = {
     "unipelt": {"virtual_tokens": 10, "prompt_encoder_size": 512},
 }
 """Sizes that a method's own library takes."""
+_BUCKETS = {
+    # colossalai/booster/plugin/low_level_zero_plugin.py: reduce_bucket_size_in_m, overlap
+    "colossalai": ZeroSizes(
+        reduce_bucket_size=12 * 2**20, overlap_comm=True, contiguous_gradients=False
+    ),
+    # InternLM/InternEvo configs/_base_/models/internlm2_7B.py hybrid_zero_optimizer
+    "internevo": ZeroSizes(
+        reduce_bucket_size=512 * 2**20, overlap_comm=True, contiguous_gradients=False
+    ),
+}
+"""ZeRO of other engines: gradients are flattened when a bucket is full; none is kept for them."""
 LEARNING_BLOCKS = 2
 """Blocks that learn under ``--method freeze`` unless said otherwise (LLaMA-Factory's default)."""
 _KNOWN = frozenset(field.name for field in fields(TrainConfig)) | {"ds_config"}
@@ -43,6 +63,8 @@ def resolve(model: ModelSpec, options: Options) -> TrainConfig:
     if model.note:
         notes.append(f"model: {model.note}")
     values = dict(given)
+    if isinstance(values.setdefault("stack", Stack()), str):
+        values["stack"] = parse_stack(values["stack"])
     if "ds_config" in values:
         _take_ds_config(model, values, notes)
     _resolve_scale(values)
@@ -50,6 +72,10 @@ def resolve(model: ModelSpec, options: Options) -> TrainConfig:
     _resolve_zero_sizes(values)
     _resolve_method(model, values, notes)
     _resolve_precision(model, values, notes)
+    if values.get("compile") and model.model_type not in FUSED_FAMILIES:
+        notes.append(f"--compile: {model.model_type} is counted as written, nothing fused")
+    if switches.fuses_adamw(values["stack"]) and values.get("optimizer", "adamw") == "adamw":
+        values["optimizer"] = "adamw-fused"
     _resolve_data(model, values, notes)
     _resolve_hardware(values, notes)
     config = TrainConfig(model=model, assumptions=tuple(notes), **values)
@@ -78,8 +104,8 @@ def _resolve_engine(values: dict[str, Any], notes: list[str]) -> None:
         values["engine"] = _engine(values, notes)
     if values["engine"] in {"fsdp1", "fsdp2"}:
         values.setdefault("fsdp", "full-shard")
-    if values["engine"] == "deepspeed":
-        values.setdefault("zero", 0)
+    if values["engine"] in choices.ZERO_ENGINES and values["engine"] != "megatron":
+        values.setdefault("zero", 0 if values["engine"] == "deepspeed" else 1)
     if values["engine"] == "device-map":
         values.setdefault("pp", values["gpus"])
         values.setdefault("pp_schedule", "naive")
@@ -108,6 +134,8 @@ def _resolve_zero_sizes(values: dict[str, Any]) -> None:
     elif values["engine"] == "deepspeed":
         # overlap_comm None becomes True only at stage 3 (DeepSpeed 0.19.8 zero/config.py)
         values.setdefault("zero_sizes", ZeroSizes(overlap_comm=values["zero"] == 3))
+    elif values["engine"] in _BUCKETS:
+        values.setdefault("zero_sizes", _BUCKETS[values["engine"]])
 
 
 def _resolve_method(model: ModelSpec, values: dict[str, Any], notes: list[str]) -> None:
@@ -120,6 +148,7 @@ def _resolve_method(model: ModelSpec, values: dict[str, Any], notes: list[str]) 
         _resolve_quantization(model, values, notes)
     if method in LORA_FAMILY:
         values.setdefault("lora_targets", "all-linear")
+        values.setdefault("lora_dropout", switches.lora_dropout(values["stack"]))
     for name, value in _METHOD_DEFAULTS.get(method, {}).items():
         values.setdefault(name, value)
     if method == "freeze" and "freeze_layers" not in values:
@@ -132,8 +161,11 @@ def _resolve_quantization(model: ModelSpec, values: dict[str, Any], notes: list[
     if values["quantization"] in {"nf4", "fp4"}:
         values.setdefault("double_quant", values["method"] == "qlora")
     if values["quantization"] in BITSANDBYTES and values.get("task") != "inference":
-        values.setdefault("kbit_preparation", True)
-    if model.num_experts:
+        # A flat or uniform unit takes one dtype: TRL skips the cast when FSDP shards 4-bit weights
+        # (trl 0.13.0 trainer/sft_trainer.py is_sharded_qlora).
+        sharded = values["engine"] in {"fsdp1", "fsdp2"} and values["quantization"] in FOUR_BIT
+        values.setdefault("kbit_preparation", not sharded)
+    if model.num_experts and switches.stacks_experts(values["stack"]):
         notes.append(
             "experts stay unquantized: transformers 5.23 stacks them in 3-D weights, and only "
             "linear layers are replaced"
@@ -148,8 +180,11 @@ def _resolve_precision(model: ModelSpec, values: dict[str, Any], notes: list[str
         values.setdefault("adapter_dtype", precision)
     if "weights_dtype" not in values:
         values["weights_dtype"] = _weights_dtype(values, precision, notes)
+    packed = values.get("quantization", "none") != "none"
+    dtype = switches.adapter_dtype(values["stack"], precision, quantized=packed)
+    values.setdefault("adapter_dtype", dtype)
     values.setdefault("kv_dtype", "fp16" if precision == "fp16" else "bf16")
-    if model.model_type in choices.EAGER_ONLY and values["engine"] != "megatron":
+    if model.model_type in choices.EAGER_ONLY and values["engine"] not in MEGATRON_BLOCKS:
         if "attention" not in values:
             notes.append(f"attention eager: transformers' {model.model_type} has no other")
         values.setdefault("attention", "eager")
@@ -168,8 +203,8 @@ def _weights_dtype(values: dict[str, Any], precision: str, notes: list[str]) -> 
     if values.get("task") == "inference" or not whole:
         return precision
     if engine in {"fsdp1", "fsdp2"}:
-        return "fp32"
-    if engine in {"deepspeed", "megatron"} or precision == "bf16":
+        return "fp32" if switches.upcasts_shards(values["stack"], engine) else precision
+    if engine in choices.ZERO_ENGINES or precision == "bf16":
         return precision
     notes.append("fp16 compute over fp32 weights (autocast): fp16 gradients cannot be unscaled")
     return "fp32"

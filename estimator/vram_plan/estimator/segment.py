@@ -53,11 +53,13 @@ class Shared:
         numel: elements.
         itemsize: bytes per element.
         saved: it lives until the backward pass needs it (else until the forward pass ends).
+        buffer: it belongs to the model and lives always.
     """
 
     numel: int
     itemsize: int
     saved: bool = True
+    buffer: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,100 +6,17 @@ import weakref
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Protocol
 
-from vram_plan.estimator.carried import Borrowed, Carried, waiting_gradient
+from vram_plan.estimator.carried import Borrowed, waiting_gradient
+from vram_plan.estimator.costs import Boundary, Bytes, Cost, Run
 from vram_plan.estimator.forward import Forward
 from vram_plan.estimator.ops.cross_entropy import INDEX_BYTES
 from vram_plan.estimator.ops.embedding import LeafVariable
-from vram_plan.estimator.segment import Composition, Segment
-from vram_plan.estimator.tape import ROUNDING_BYTES, Leaf, Node, Param, Storage, Tensor
-from vram_plan.estimator.treatment import Treatment
-from vram_plan.profiles.model import ModelSpec
+from vram_plan.estimator.tape import ROUNDING_BYTES, Leaf, Node, Storage, Tensor
+from vram_plan.estimator.tensors import Log
 
-Bytes = dict[str, int]
-"""Bytes by component."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Boundary:
-    """The tensor that passes from one segment to the next."""
-
-    numel: int
-    itemsize: int
-    requires_grad: bool
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the tensor."""
-        return self.numel * self.itemsize
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
-    """What one segment is run with; equal runs have equal costs.
-
-    Attributes:
-        batch: sequences in the micro-batch on this rank.
-        seq: tokens of one of them on this rank.
-        source_seq: tokens the encoder reads (0 without one).
-        layer: index of the block.
-        entered: the tensor it reads; None for token ids.
-        checkpoint: ``none``, ``full``, ``selective`` or ``offload`` for this segment, or
-            ``page-out``: nothing is recomputed, what is saved goes to the host.
-        keeps_gradients: weight gradients stay until the optimizer step; False where an engine
-            moves them to a bucket at once or where they are added to those already there.
-        carried: tensors of earlier segments that live while this one runs.
-        awaited: names that later segments read.
-        input_gradients: the looked-up tokens are made to require a gradient although their table
-            does not learn, as libraries do for checkpointed models
-            (``enable_input_require_grads``, transformers 5.23.0 ``modeling_utils.py``).
-    """
-
-    spec: ModelSpec
-    how: Treatment
-    segment: Segment
-    composition: Composition
-    batch: int
-    seq: int
-    source_seq: int = 0
-    layer: int = -1
-    entered: Boundary | None = None
-    checkpoint: str = "none"
-    keeps_gradients: bool = True
-    carried: tuple[Carried, ...] = ()
-    awaited: frozenset[str] = frozenset()
-    input_gradients: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cost:
-    """What one segment costs, in bytes by component.
-
-    Attributes:
-        params: its weights (of the base model and of the method) on this rank.
-        saved: alive after its forward pass, its input included, its output not.
-        cast: low-precision copies of weights that autocast keeps until the loss is there, beyond
-            what is in ``saved``.
-        forward: the fullest moment of its forward pass.
-        backward: the fullest moment of its backward pass, recomputation included.
-        gradients: bytes of weight gradients it leaves behind.
-        left: the tensor it hands on.
-        produced: what it made for later segments, by name.
-        kept: names of carried tensors whose bytes are in ``saved``.
-        host: bytes it sends to host memory until its backward pass.
-    """
-
-    params: tuple[Param, ...]
-    saved: Bytes
-    cast: int
-    forward: Bytes
-    backward: Bytes
-    gradients: int
-    left: Boundary
-    produced: tuple[tuple[str, Boundary], ...] = ()
-    kept: frozenset[str] = frozenset()
-    host: int = 0
-
+__all__ = ["RECOMPUTED", "Boundary", "Bytes", "Cost", "Run", "simulate"]
 
 RECOMPUTED = frozenset({"full", "selective", "offload"})
 
@@ -107,21 +24,39 @@ RECOMPUTED = frozenset({"full", "selective", "offload"})
 @lru_cache(maxsize=4096)
 def simulate(run: Run) -> Cost:
     """Run one segment forward and back on the tape."""
+    return play(run)
+
+
+class Watcher(Log, Protocol):
+    """Is told, beside every storage, how far a segment's run has come."""
+
+    def reach(self, place: str, leaf: Node | None, attached: list[Storage]) -> None:
+        """A place in the run; the input's node; what lives until the loss goes."""
+
+
+def play(run: Run, watcher: Watcher | None = None) -> Cost:
+    """Run one segment forward and back, under a watcher's eyes where there is one."""
     f = _new_forward(run)
+    f.t.meter.log = watcher
     meter, recomputes = f.t.meter, run.checkpoint in RECOMPUTED
     borrowed = Borrowed(f.t, run.carried)
     entered = [_entered(f, run)]
+    leaf = entered[0].node if watcher else None
     with f.t.checkpointed() if recomputes else nullcontext():
         first = _forward(f, run, entered[0], borrowed)
     forward = dict(meter.peak_by_component)
     if not recomputes:
         entered.clear()
     borrowed.leave(checkpointed=recomputes)
+    _tell(watcher, "casts", f, leaf)
     cast, saved = _leave_autocast(f)
+    _tell(watcher, "backward", f, leaf)
     kept = borrowed.kept() | first.kept()
     waiting = _await_gradients(run, first, borrowed)
     made = first
-    if recomputes and first.node is not None:
+    if recomputes and first.node is not None and run.how.reentrant:
+        made = _recompute_within(f, run, entered[0], borrowed, waiting)
+    elif recomputes and first.node is not None:
         made = _recompute(f, run, entered[0], borrowed)
         made.receive(waiting)
         f.t.play()
@@ -134,18 +69,27 @@ def simulate(run: Run) -> Cost:
     if run.checkpoint == "offload" and run.entered is not None and saved:
         host = _send_to_host(saved, run.entered)
     backward = dict(meter.peak_by_component) if made.node is not None else {}
+    _tell(watcher, "gradients", f, leaf)
+    gradients = _take_gradients(f)
+    _tell(watcher, "end", f, leaf)
     return Cost(
         params=tuple(f.params.values()),
         saved=saved,
         cast=cast,
         forward=forward,
         backward=backward,
-        gradients=_take_gradients(f),
+        gradients=gradients,
         left=made.left,
         produced=tuple((name, boundary) for name, boundary, _ in made.extra),
         kept=kept,
         host=host,
+        attached=sum(storage.nbytes for storage in set(f.t.attached)),
     )
+
+
+def _tell(watcher: Watcher | None, place: str, f: Forward, leaf: Node | None) -> None:
+    if watcher is not None:
+        watcher.reach(place, leaf, f.t.attached)
 
 
 def _send_to_host(saved: Bytes, entered: Boundary) -> int:
@@ -199,13 +143,14 @@ def _await_gradients(run: Run, made: _Made, borrowed: Borrowed) -> dict[str, Ten
     return waiting
 
 
-def _leave_autocast(f: Forward) -> tuple[int, Bytes]:
-    """Drop the weight copies that autocast cached; bytes that frees, and what stays."""
+def _leave_autocast(f: Forward) -> tuple[Bytes, Bytes]:
+    """Drop what is cached until the loss is there; bytes that frees, and what stays."""
     meter = f.t.meter
-    before = meter.live
+    before = dict(meter.by_component)
     f.cache.clear()
     meter.mark()
-    return before - meter.live, dict(meter.by_component)
+    after = dict(meter.by_component)
+    return {name: size - after.get(name, 0) for name, size in before.items()}, after
 
 
 def _recompute(f: Forward, run: Run, entered: Tensor, borrowed: Borrowed) -> _Made:
@@ -223,6 +168,29 @@ def _recompute(f: Forward, run: Run, entered: Tensor, borrowed: Borrowed) -> _Ma
         made = _forward(f, run, entered, borrowed)
     f.cache.clear()
     f.t.take_up(flying)
+    return made
+
+
+def _recompute_within(
+    f: Forward, run: Run, entered: Tensor, borrowed: Borrowed, waiting: dict[str, Tensor]
+) -> _Made:
+    """A reentrant checkpoint: the whole block again, then back, within one backward function.
+
+    Its output and the gradient that came in are arguments of the inner backward pass, so they live
+    until it is through (torch 2.13.0 ``torch/utils/checkpoint.py`` CheckpointFunction.backward).
+    """
+    outputs: list[Tensor] = []
+    f.t.last_saved = -1  # nothing ends early
+    with f.t.recompute():
+        made = _forward(f, run, entered, borrowed, outputs)
+    f.cache.clear()
+    made.receive(waiting)
+    assert made.node is not None
+    incoming = f.t.new(made.left.numel, made.left.itemsize, "temporaries")
+    made.node.grad = incoming
+    f.t.play()
+    outputs.clear()
+    del incoming
     return made
 
 
@@ -248,11 +216,20 @@ def _entered(f: Forward, run: Run) -> Tensor:
     return x
 
 
-def _forward(f: Forward, run: Run, entered: Tensor, borrowed: Borrowed) -> _Made:
+def _forward(
+    f: Forward,
+    run: Run,
+    entered: Tensor,
+    borrowed: Borrowed,
+    outputs: list[Tensor] | None = None,
+) -> _Made:
     shared = {
         name: Tensor(s.numel, s.itemsize, None) for name, s in run.composition.shared(f).items()
     }
     left = run.segment.run(f, entered, shared | borrowed.read())
+    f.held = None
+    if outputs is not None:
+        outputs.append(Tensor(left.numel, left.itemsize, left.storage))
     if run.input_gradients and isinstance(left.node, LeafVariable):
         left.node.storage = None  # the first layer's checkpoint is the same tensor
     extra = tuple((name, _boundary(x), x.node) for name, x in f.produced.items())

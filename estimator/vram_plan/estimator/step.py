@@ -27,7 +27,7 @@ class Moment:
     Attributes:
         instant: the instant it stands for.
         where: the segment.
-        earlier: activations that earlier (not yet finished) segments keep.
+        earlier: activations that other segments keep: unfinished ones, or until the loss goes.
         inside: what is alive inside the segment, by component.
         gradients: weight gradients that later segments have left.
         beside: what the engine holds meanwhile.
@@ -59,14 +59,15 @@ def moments(links: tuple[Link, ...]) -> dict[str, Moment]:
 
 def _all_moments(links: tuple[Link, ...]) -> Iterator[Moment]:
     earlier: Bytes = {}
-    cast = 0
+    cast: Bytes = {}
     layers = [i for i, link in enumerate(links) if link.segment.kind == "layer"]
     gradients_after = _suffix_sums([link.cost.gradients * link.count for link in links])
+    attached_after = _suffix_sums([link.cost.attached * link.count for link in links])
     for i, link in enumerate(links):
         cost, kind = link.cost, link.segment.kind
         before_last = _plus(earlier, cost.saved, link.count - 1)
         # What autocast has cast stays until the loss is there.
-        cast_before = {"temporaries": cast + cost.cast * (link.count - 1)}
+        cast_before = _plus(cast, cost.cast, link.count - 1)
         where = _where(link, link.count - 1)
         forward = LOSS if kind == "head" else FORWARD
         yield Moment(
@@ -80,27 +81,29 @@ def _all_moments(links: tuple[Link, ...]) -> Iterator[Moment]:
         if cost.backward:
             later = gradients_after[i + 1]
             last = _instant(kind, i == layers[-1] if layers else False)
+            attached = {"activations": attached_after[i + 1]}
             yield Moment(
                 instant=last,
                 where=where,
-                earlier=before_last,
+                earlier=_plus(before_last, attached, 1),
                 inside=cost.backward,
                 gradients=later,
                 beside=link.beside_backward,
             )
             if link.count > 1:
                 later += (link.count - 1) * cost.gradients
+                attached["activations"] += (link.count - 1) * cost.attached
                 first = _instant(kind, False)
                 yield Moment(
                     instant=first,
                     where=_where(link, 0),
-                    earlier=dict(earlier),
+                    earlier=_plus(earlier, attached, 1),
                     inside=cost.backward,
                     gradients=later,
                     beside=link.beside_backward,
                 )
         earlier = _plus(earlier, cost.saved, link.count)
-        cast += cost.cast * link.count
+        cast = _plus(cast, cost.cast, link.count)
 
 
 def _instant(kind: str, last: bool) -> str:

@@ -48,6 +48,7 @@ class Tape:
     """Runs a composition: allocates, records nodes while gradients are on, and plays them back."""
 
     __slots__ = (
+        "attached",
         "component",
         "forgets",
         "grad_enabled",
@@ -57,6 +58,7 @@ class Tape:
         "nodes",
         "paged_bytes",
         "pages_out",
+        "passing",
         "recomputed",
         "rehearses",
         "remembered",
@@ -85,6 +87,8 @@ class Tape:
         self.replayed: list[Storage | None] | None = None
         self.pages_out = False
         self.paged_bytes = 0
+        self.attached: list[Storage] = []
+        self.passing: list[Storage] | None = None
 
     def compute(self, numel: int, itemsize: int) -> Tensor:
         """Allocate the output of a matrix product or an attention kernel.
@@ -157,6 +161,18 @@ class Tape:
         if saved or packs:
             self.last_saved = self.made - (out.storage not in saved)
             self.tail = len(self.nodes)
+
+    def attach(self, storage: Storage | None) -> None:
+        """Keep ``storage`` until the whole backward pass is over.
+
+        What a Python function hangs on its context without ``save_for_backward`` is not freed
+        when its node has run, but with the graph, that is with the loss; checkpoints do not see
+        it either (torch 2.13.0 ``torch/csrc/autograd/python_function.cpp`` release_variables
+        clears saved variables alone). What a recomputation hangs there goes with it.
+        """
+        if storage is None or self.rehearses:
+            return
+        (self.attached if self.passing is None else self.passing).append(storage)
 
     def needs(self, *edges: "Node | Param | None") -> bool:
         """Whether an operator with these edges will be recorded."""
@@ -249,12 +265,13 @@ class Tape:
         """
         self.made, self.stop = 0, self.last_saved
         self.recomputed = True
+        self.passing = []
         self.replayed = self.remembered if self.selective else None
         self.remembered = []
         try:
             yield
         finally:
-            self.stop, self.replayed = -1, None
+            self.stop, self.replayed, self.passing = -1, None, None
 
     @contextmanager
     def no_grad(self) -> Iterator[None]:

@@ -6,18 +6,30 @@ Reference counts decide how long a storage lives, as in PyTorch; see ``tape.py``
 from collections.abc import Callable
 from dataclasses import dataclass
 from sys import getrefcount
+from typing import Protocol
 
 ROUNDING_BYTES = 512
 
 Backward = Callable[["Tensor"], "tuple[Tensor | None, ...]"]
 
 
+class Log(Protocol):
+    """Is told of every storage, where somebody asks for the order of things."""
+
+    def born(self, storage: "Storage") -> None:
+        """A storage is made."""
+
+    def died(self, storage: "Storage") -> None:
+        """Its last reference is gone."""
+
+
 class Meter:
     """Counts live bytes by component and remembers the moment of the peak."""
 
-    __slots__ = ("by_component", "live", "peak", "peak_by_component")
+    __slots__ = ("by_component", "live", "log", "peak", "peak_by_component")
 
     def __init__(self) -> None:
+        self.log: Log | None = None
         self.live = 0
         self.peak = 0
         self.by_component: dict[str, int] = {}
@@ -53,9 +65,14 @@ class Storage:
         self.component = component
         self.meter = meter
         meter.take(self.nbytes, component)
+        if meter.log is not None:
+            meter.log.born(self)
 
     def __del__(self) -> None:
-        self.meter.give(self.nbytes, self.component)
+        meter = self.meter
+        meter.give(self.nbytes, self.component)
+        if meter.log is not None:
+            meter.log.died(self)
 
 
 class Tensor:
@@ -114,6 +131,7 @@ class Param:
         added: belongs to the training method, not to the base model.
         shape: its dimensions on this rank.
         grad: the gradient, once made.
+        alive: bytes by component at the moment its gradient arrives.
     """
 
     name: str
@@ -125,9 +143,12 @@ class Param:
     added: bool = False
     shape: tuple[int, ...] = ()
     grad: "Tensor | None" = None
+    alive: "dict[str, int] | None" = None
 
     def accumulate(self, grad: Tensor) -> None:
         """Keep the gradient, or add it in place to the one that is there."""
+        if grad.storage is not None:
+            self.alive = grad.storage.meter.by_component.copy()
         if self.grad is None and not self.accumulates:
             self.grad = grad
 

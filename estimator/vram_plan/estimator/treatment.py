@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from vram_plan.estimator.methods.base import Method
+from vram_plan.estimator.ops.quantized import FourBit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +30,11 @@ class Treatment:
         loss_code: how transformers shifts logits against labels (``loss/loss_utils.py``):
             ``padded`` labels (from 4.49), ``shifted`` logits, copied (4.46 to 4.48), ``rebound``
             (until 4.45: the same, the 16-bit logits gone).
+        four_bit: what older libraries do around 4-bit products.
+        repeats_heads: keys and values are written out for every query head before flash attention.
+        reentrant: recomputation runs inside the checkpoint's own backward function, which holds
+            the block's output and its gradient until it is through.
+        lora_dropout: probability with which inputs of low-rank pairs are dropped.
         tensor: ranks that split heads, feed-forward and vocabulary (tensor parallelism).
         expert: ranks that divide the experts of a sparse layer (expert parallelism).
         sequence_parallel: norms and residuals are split over the tensor ranks too.
@@ -50,8 +56,21 @@ class Treatment:
     attention_density: float = 1.0
     loss: str = "hf"
     loss_code: str = "padded"
+    table_bytes: int = 0
+    stacked_experts: bool = True
+    four_bit: FourBit = field(default_factory=FourBit)
+    repeats_heads: bool = False
+    reentrant: bool = False
+    lora_dropout: float = 0.0
     tensor: int = 1
     expert: int = 1
     sequence_parallel: bool = False
     fused: frozenset[str] = frozenset()
     training: bool = True
+
+    def held_bytes(self, kind: str) -> int:
+        """Bytes per element of an unquantized base weight of this kind."""
+        if kind == "linear":
+            return self.weights_bytes
+        tables = kind in {"embedding", "position", "head"}
+        return (self.table_bytes if tables else 0) or self.norm_bytes

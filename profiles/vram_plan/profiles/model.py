@@ -48,6 +48,7 @@ class ModelSpec:
             ``word_embed_proj_dim``, ELECTRA, ALBERT); then projections in (and out) exist.
         tie_word_embeddings: The head uses the token embedding's weight.
         lm_head_bias: The head has a bias.
+        num_labels: Classes of a sequence classifier, 0 for a language model.
         scale_embedding: The embedding's output is multiplied by a factor (one more tensor).
         position_embedding_type: One of `POSITION_EMBEDDINGS`; ``relative`` is T5's bias and
             DeBERTa's distance embedding, ``alibi`` a bias computed from the distance.
@@ -127,6 +128,7 @@ class ModelSpec:
     embedding_size: int = 0
     tie_word_embeddings: bool = False
     lm_head_bias: bool = False
+    num_labels: int = 0
     scale_embedding: bool = False
     position_embedding_type: str = "rope"
     position_embedding_rows: int = 0

@@ -44,6 +44,7 @@ _AT_LEAST_ZERO = (
     "max_position_embeddings",
     "position_embedding_rows",
     "type_vocab_size",
+    "num_labels",
     "embedding_size",
     "sliding_window",
     "relative_attention_num_buckets",

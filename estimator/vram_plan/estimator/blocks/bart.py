@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from vram_plan.estimator.blocks.encoder_parts import attend, loss_of, nothing_shared
+from vram_plan.estimator.blocks.encoder_parts import attend, causal_mask_bytes, loss_of
 from vram_plan.estimator.forward import Forward
 from vram_plan.estimator.ops.cross_entropy import INDEX_BYTES
 from vram_plan.estimator.ops.elementwise import relayout, scale
 from vram_plan.estimator.ops.embedding import LeafVariable, embedding
-from vram_plan.estimator.segment import Composition, Segment
+from vram_plan.estimator.segment import Composition, Segment, Shared
 from vram_plan.estimator.tape import Tensor
 from vram_plan.profiles.model import ModelSpec
 
@@ -41,8 +41,10 @@ def target_embedding(f: Forward, ids: Tensor, shared: Mapping[str, Tensor]) -> T
         words = f.embedding("decoder.embed_tokens", shifted, rows, spec.hidden_size, again=again)
     else:
         words = f.embedding("embed_tokens", shifted, spec.vocab_size, spec.hidden_size)
-    if f.how.attention == "eager":
-        f.produce(MASK, f.t.new(f.batch * f.seq * f.seq, words.itemsize))
+    mask_itemsize = causal_mask_bytes(f, words.itemsize)
+    if mask_itemsize:
+        keys = f.seq + f.how.method.prefix_tokens
+        f.produce(MASK, f.t.new(f.batch * f.seq * keys, mask_itemsize))
     return _embedded(f, "decoder", words, rows=1)
 
 
@@ -138,7 +140,7 @@ def heads_shape(f: Forward, *, cross: bool) -> dict[str, int]:
     if heads != spec.num_attention_heads:
         shape |= dict.fromkeys(("head_dim", "value_dim"), spec.hidden_size // heads)
     if cross:
-        shape["kv_seq"] = f.source_seq + f.how.method.prefix_tokens
+        shape["kv_seq"] = f.source_seq
     return shape
 
 
@@ -185,6 +187,12 @@ def _logits(f: Forward, x: Tensor, rows: int) -> Tensor:
     return f.product(x, weight, None, outputs)
 
 
+def _final_bias(f: Forward) -> dict[str, Shared]:
+    """``final_logits_bias``, a buffer of the model."""
+    rows = f.spec.decoder_vocab_size or f.spec.vocab_size
+    return {"final_logits_bias": Shared(numel=rows, itemsize=f.how.norm_bytes, buffer=True)}
+
+
 def compose(spec: ModelSpec) -> Composition:
     """``BartForConditionalGeneration`` and the same of its relatives."""
     source, target = ("encoder.words", "encoder.positions"), ("decoder.words", "decoder.positions")
@@ -220,5 +228,5 @@ def compose(spec: ModelSpec) -> Composition:
             ),
             Segment(name="lm_head", kind="head", run=head, holds=(ENCODED,)),
         ),
-        shared=nothing_shared,
+        shared=_final_bias,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from vram_plan.estimator.forward import Forward
 from vram_plan.estimator.ops.cross_entropy import INDEX_BYTES, cross_entropy
+from vram_plan.estimator.ops.fused_losses import fused_cross_entropy
 from vram_plan.estimator.ops.plain_attention import plain
 from vram_plan.estimator.segment import Shared
 from vram_plan.estimator.tape import Tensor
@@ -22,8 +23,20 @@ def attend(
     """
     if f.how.attention != "eager":
         q, k, v = parts
+        shape |= {"masked": mask is not None}
         return f.attention(q, k, v, **shape), None
     return plain(f.t, parts, f.heads(**shape), mask=mask)
+
+
+def causal_mask_bytes(f: Forward, itemsize: int) -> int:
+    """Bytes per element of the decoder's mask, 0 without one.
+
+    Additive for eager attention; booleans for sdpa, but only where a prefix makes more keys than
+    queries (transformers 5.23.0 ``masking_utils.py`` ``_ignore_causal_mask_sdpa``).
+    """
+    if f.how.attention == "eager":
+        return itemsize
+    return 1 if f.how.attention == "sdpa" and f.how.method.prefix_tokens else 0
 
 
 def nothing_shared(f: Forward) -> dict[str, Shared]:
@@ -55,5 +68,7 @@ def loss_of(f: Forward, logits: Tensor) -> Tensor:
 
     The labels are those given: they are neither shifted nor copied.
     """
+    if f.how.loss == "fused-ce":
+        return fused_cross_entropy(f.t, logits, f.tokens)
     labels = Tensor(f.tokens, INDEX_BYTES, None)
     return cross_entropy(f.t, logits, labels, autocast=f.how.autocast)

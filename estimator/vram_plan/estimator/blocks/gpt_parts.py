@@ -58,7 +58,8 @@ def attend(
     heads, kernel = f.heads(), f.how.attention
     if kernel == "eager":
         how = replace(how, mask_bytes=f.how.compute_bytes, autocast=f.how.autocast)
-        return written(f.t, q, k, v, heads, how)
+        out, f.held = written(f.t, q, k, v, heads, how)
+        return out
     if kernel == "sdpa":
         out = sdpa(f.t, q, k, v, heads, mask=mask)
         itemsize = LOW_BYTES if f.how.autocast else q.itemsize

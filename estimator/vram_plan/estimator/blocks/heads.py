@@ -23,12 +23,15 @@ from vram_plan.estimator.ops.fused_losses import (
     fused_cross_entropy,
     fused_linear_cross_entropy,
     pick_rows,
+    plus_bias,
     widened,
 )
 from vram_plan.estimator.ops.linear import linear
 from vram_plan.estimator.tape import Param, Tape, Tensor
 
 CHUNK_TOKENS = 256
+Head = tuple[Param, Param | None]
+"""Weight and bias of the projection to the vocabulary."""
 
 
 def token_embedding(f: Forward, ids: Tensor, shared: Mapping[str, Tensor]) -> Tensor:
@@ -70,6 +73,8 @@ def causal_lm_loss(f: Forward, x: Tensor, *, width: int = 0, scaled: bool = Fals
             logits = scale(f.t, logits)
             logits = tanh(f.t, logits)
             logits = scale(f.t, logits)
+        if f.how.loss_code == "narrow":
+            return _late_shift(f, logits)
         if f.how.loss_code == "rebound":
             logits = cast(f.t, logits, FP32_BYTES)
         return shifted_loss(f, logits)
@@ -107,12 +112,20 @@ def late_shift_loss(f: Forward, x: Tensor, *, wide: bool) -> Tensor:
         logits = f.head_linear(x, (f.spec.hidden_size, f.spec.vocab_size))
         if wide:
             logits = cast(t, logits, FP32_BYTES)
-        tokens = f.tokens - f.batch
-        shifted = narrow(t, logits, logits.numel // f.tokens * tokens)
-        if f.batch > 1:
-            shifted = copy(t, shifted)
-        labels = t.new(tokens, INDEX_BYTES)
-        return cross_entropy(t, shifted, labels, autocast=f.how.autocast and not wide)
+        return _late_shift(f, logits)
+
+
+def _late_shift(f: Forward, logits: Tensor) -> Tensor:
+    """The loss of shifted logits in their own dtype."""
+    t, tokens = f.t, f.tokens - f.batch
+    shifted = narrow(t, logits, logits.numel // f.tokens * tokens)
+    if f.batch > 1:
+        shifted = copy(t, shifted)
+    labels = t.new(tokens, INDEX_BYTES)
+    if f.how.loss == "fused-ce":
+        return fused_cross_entropy(t, shifted, tokens)
+    autocast = f.how.autocast and logits.itemsize != FP32_BYTES
+    return cross_entropy(t, shifted, labels, autocast=autocast)
 
 
 def _kernel(f: Forward, logits: Tensor, labels: Tensor) -> Tensor:
@@ -127,17 +140,19 @@ def fused_head(f: Forward, x: Tensor, width: int) -> Tensor:
     tied = f.spec.tie_word_embeddings
     name = f"{'embed_tokens' if tied else 'lm_head'}.weight"
     weight = f.param(name, (outputs, width), "head")
+    bias = f.param("lm_head.bias", outputs, "bias") if f.spec.lm_head_bias else None
     if f.how.loss == "chunked":
-        return chunked_loss(f, x, weight, outputs)
+        return chunked_loss(f, x, (weight, bias), outputs)
     padded = t.new(f.tokens + f.batch, INDEX_BYTES)
     labels = t.new(f.tokens, INDEX_BYTES) if f.batch > 1 else padded
     del padded
-    loss = fused_linear_cross_entropy(t, x, weight, f.tokens, outputs)
+    cache = f.cache if f.how.autocast else None
+    loss = fused_linear_cross_entropy(t, x, (weight, bias), outputs, cache)
     del labels
     return loss
 
 
-def chunked_loss(f: Forward, x: Tensor, weight: Param, outputs: int) -> Tensor:
+def chunked_loss(f: Forward, x: Tensor, head: Head, outputs: int) -> Tensor:
     """Head and cross-entropy in checkpointed chunks of 256 tokens, in fp32.
 
     huggingface/trl ``trl/trainer/sft_trainer.py``, ``_chunked_cross_entropy_loss``: tokens are
@@ -155,17 +170,26 @@ def chunked_loss(f: Forward, x: Tensor, weight: Param, outputs: int) -> Tensor:
     for start in range(0, tokens, CHUNK_TOKENS):
         rows = min(CHUNK_TOKENS, tokens - start)
         part = narrow(t, chosen, rows * width)
-        run = _chunk(weight, Tensor(rows, INDEX_BYTES, labels.storage), outputs)
+        ids = Tensor(rows, INDEX_BYTES, labels.storage)
+        run = _chunk(head, ids, outputs, autocast=f.how.autocast)
         total = add(t, total, checkpointed(t, part, run))
     del valid, count
     return scale(t, total)
 
 
-def _chunk(weight: Param, labels: Tensor, outputs: int) -> Chunk:
+def _chunk(head: Head, labels: Tensor, outputs: int, *, autocast: bool) -> Chunk:
     """One chunk's summed loss; its accuracy and entropy are computed beside it."""
+    weight, bias = head
 
     def run(t: Tape, part: Tensor) -> Tensor:
-        logits = linear(t, cast(t, part, FP32_BYTES), widened(t, weight), None, outputs)
+        seen = cast(t, part, FP32_BYTES)
+        wide = widened(t, weight, autocast=autocast)
+        if autocast:
+            seen = cast(t, seen, wide.itemsize)
+        logits = linear(t, seen, wide, None, outputs)
+        del seen, wide
+        if bias is not None:
+            logits = plus_bias(t, logits, bias)
         return entropy_beside_loss(t, logits, labels)
 
     return run

@@ -80,11 +80,13 @@ def attend(f: Forward, q: Tensor, k: Tensor, v: Tensor, entered: Tensor) -> Tens
 def is_masked(f: Forward) -> bool:
     """Whether attention is given a mask.
 
-    Eager attention always is; sdpa where a window is shorter than the sequence; flash never.
+    Eager attention always is; sdpa where a window is shorter than the sequence or keys of a
+    prefix come before it; flash never.
     """
     if f.how.attention != "sdpa":
         return f.how.attention == "eager"
-    return f.spec.is_windowed(f.layer) and f.seq > f.spec.sliding_window
+    windowed = f.spec.is_windowed(f.layer) and f.seq > f.spec.sliding_window
+    return f.how.method.prefix_tokens > 0 or windowed
 
 
 def gated_mlp(f: Forward, x: Tensor) -> Tensor:
@@ -130,18 +132,20 @@ def rotary_tables(f: Forward, *, itemsize: int = 0) -> dict[str, Shared]:
 def masks(f: Forward) -> dict[str, Shared]:
     """What attention is given, held by the model's forward: one for each kind of layer.
 
-    Additive [batch, 1, seq, seq] for eager attention; booleans [1, 1, seq, seq] for sdpa where a
-    window is shorter than the sequence.
+    Additive [batch, 1, seq, keys] for eager attention; booleans [1, 1, seq, keys] for sdpa where a
+    window is shorter than the sequence or a prefix comes before it.
     """
     spec, found = f.spec, {}
+    prefix = f.how.method.prefix_tokens
+    scores = f.seq * (f.seq + prefix)
     kinds = {spec.is_windowed(layer) for layer in range(spec.num_hidden_layers)}
     for windowed in kinds:
         name = "window_mask" if windowed else "mask"
         if f.how.attention == "eager":
-            numel = f.batch * f.seq * f.seq
+            numel = f.batch * scores
             found[name] = Shared(numel=numel, itemsize=f.how.compute_bytes, saved=False)
-        elif f.how.attention == "sdpa" and windowed and f.seq > spec.sliding_window:
-            found[name] = Shared(numel=f.seq * f.seq, itemsize=1, saved=False)
+        elif f.how.attention == "sdpa" and (prefix or (windowed and f.seq > spec.sliding_window)):
+            found[name] = Shared(numel=scores, itemsize=1, saved=False)
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from vram_plan.estimator.blocks.expert_modules import expert_modules
 from vram_plan.estimator.blocks.experts import grouped_experts, prenorm_layer, softmax_router
 from vram_plan.estimator.blocks.llama import decoder, self_attention
 from vram_plan.estimator.forward import Forward
@@ -19,6 +20,8 @@ def layer(f: Forward, x: Tensor, shared: Mapping[str, Tensor]) -> Tensor:
 
 def sparse_block(f: Forward, x: Tensor) -> Tensor:
     """``MixtralSparseMoeBlock.forward``; the router's weights stay fp32."""
+    if not f.how.stacked_experts:
+        return expert_modules(f, x)
     logits, weights, index = softmax_router(f, "mlp.gate", x, renormalise=True, narrow=False)
     out = grouped_experts(f, "mlp.experts", x, index, weights)
     del logits

@@ -91,4 +91,8 @@ def compose(spec: ModelSpec) -> "Composition":
         )
     found = import_module(f"vram_plan.estimator.blocks.{module}")
     composition: Composition = found.compose(spec)
+    if spec.num_labels:
+        from vram_plan.estimator.blocks.classifier import classify
+
+        return classify(composition, spec)
     return composition

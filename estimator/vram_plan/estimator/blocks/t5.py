@@ -31,7 +31,8 @@ def target_embedding(f: Forward, ids: Tensor, shared: Mapping[str, Tensor]) -> T
     shifted = f.t.new(f.tokens, INDEX_BYTES)
     x = f.embedding("embed_tokens", shifted, f.spec.vocab_size, f.spec.hidden_size)
     if f.how.attention == "eager":
-        f.produce(MASK, f.t.new(f.batch * f.seq * f.seq, x.itemsize))
+        keys = f.seq + f.how.method.prefix_tokens
+        f.produce(MASK, f.t.new(f.batch * f.seq * keys, x.itemsize))
     return _embedded(f, x)
 
 
@@ -93,7 +94,8 @@ def _dense(f: Forward, name: str, x: Tensor) -> Tensor:
     else:
         inner = f.act(f.linear(f"{name}.wi", x, shape, split="column"))
         inner = f.dropout(inner, spec.activation_dropout)
-    inner = cast(f.t, inner, f.how.weights_bytes)
+    packed = f.how.quantization != "none"  # wo alone is not: `Forward.param`
+    inner = cast(f.t, inner, f.how.norm_bytes if packed else f.how.weights_bytes)
     return f.linear(f"{name}.wo", inner, shape[::-1], split="row")
 
 

@@ -47,8 +47,13 @@ def attention(
 def _relative(f: Forward, name: str) -> Tensor:
     """``compute_bias``: [1, heads, seq, seq], a permuted view of a lookup by distance."""
     buckets, heads = f.spec.relative_attention_num_buckets, f.spec.num_attention_heads
-    distances = f.t.new(f.seq * f.seq, INDEX_BYTES)
+    distances = f.t.new(f.seq * _own_keys(f), INDEX_BYTES)
     return f.embedding(f"{name}.relative_attention_bias", distances, buckets, heads // f.how.tensor)
+
+
+def _own_keys(f: Forward) -> int:
+    """Keys of a sequence attending to itself: a prefix comes before the decoder's."""
+    return f.seq + (f.how.method.prefix_tokens if f.stack == "decoder" else 0)
 
 
 def _zeros(f: Forward, q: Tensor) -> Tensor:
@@ -72,8 +77,7 @@ def _kernel(
     *,
     cross: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    keys = (f.source_seq if cross else f.seq) + f.how.method.prefix_tokens
-    s = f.heads(kv_seq=keys)
+    s = f.heads(kv_seq=f.source_seq if cross else _own_keys(f))
     if f.how.attention == "eager":
         return plain(f.t, parts, s, bias=bias, mask=mask)
     causal = f.stack == "decoder" and not cross
@@ -86,7 +90,7 @@ def _kernel(
 def _where_causal(f: Forward, bias: Tensor) -> Tensor:
     """``torch.where(causal, bias, lowest)``: keeps the condition."""
     numel, itemsize = bias.numel, bias.itemsize
-    condition = f.t.new(f.seq * f.seq, BOOLEAN_BYTES)
+    condition = f.t.new(f.seq * _own_keys(f), BOOLEAN_BYTES)
     kept = condition.storage
 
     def backward(grad: Tensor) -> tuple[Tensor | None, ...]:

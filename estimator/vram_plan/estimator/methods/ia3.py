@@ -33,6 +33,23 @@ class Ia3(Frozen):
                 f"--method ia3: PEFT has no default modules for {kind!r} models; "
                 "choose --method lora"
             )
+        self._check_types(config)
+
+    @staticmethod
+    def _check_types(config: TrainConfig) -> None:
+        """Beside 16-bit queries, keys or values in fp32 are refused by every attention kernel.
+
+        ``peft/tuners/ia3/bnb.py`` casts a layer's input to fp32 and its result back to that.
+        """
+        names, _ = targets.IA3[config.model.model_type]
+        fused = names.split(",")[0] in {"query_key_value", "c_attn"}
+        wide = config.autocast or config.kbit_preparation or config.precision == "fp32"
+        if config.quantization in BITSANDBYTES and not (fused or wide):
+            raise ValueError(
+                f"--method ia3 with --quantization {config.quantization} and {config.precision} "
+                "activations: PEFT's keys or values become fp32 and its queries do not; leave "
+                "--kbit-preparation on"
+            )
 
     def linear(
         self,

@@ -11,6 +11,7 @@ from vram_plan.estimator.methods.targets import ATTENTION, matches
 from vram_plan.estimator.methods.whole import Frozen
 from vram_plan.estimator.ops.adapters import clone
 from vram_plan.estimator.ops.elementwise import add, cast, scale
+from vram_plan.estimator.ops.fused_lora import Pair, fused_lora
 
 if TYPE_CHECKING:
     from vram_plan.estimator.config import TrainConfig
@@ -68,6 +69,8 @@ class Lora(Frozen):
 
         ``peft/tuners/lora/layer.py`` ``Linear.forward`` (GPTQ's is the same).
         """
+        if "lora" in f.how.fused and self.matches(f, name):
+            return self.fused(f, name, x, shape)
         result = base(x)
         if not self.matches(f, name):
             return result
@@ -97,6 +100,15 @@ class Lora(Frozen):
         if converts:
             output = cast(f.t, output, result.itemsize)
         return add(f.t, result, output)
+
+    def fused(self, f: Forward, name: str, x: Tensor, shape: tuple[int, int]) -> Tensor:
+        """The quantized weight and its pair in one autograd function."""
+        inputs, outputs = shape
+        weight = f.param(f"{name}.weight", (outputs, inputs), "linear")
+        down = f.added_param(f"{name}.lora_A.weight", (self.rank, inputs))
+        up = f.added_param(f"{name}.lora_B.weight", (outputs, self.rank))
+        pair = Pair(down=down, up=up, dropout=f.how.lora_dropout)
+        return fused_lora(f.t, x, weight, pair, outputs)
 
     def update(self, f: Forward, name: str, x: Tensor, shape: tuple[int, int]) -> Tensor:
         """``B(A(x)) · scaling``."""

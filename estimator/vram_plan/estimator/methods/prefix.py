@@ -42,8 +42,11 @@ def prefix_problem(spec: ModelSpec) -> str:
     single = spec.num_key_value_heads == 1 and not spec.new_decoder_architecture
     if spec.model_type == "falcon" and single:
         return "PEFT does not know that its heads share one key"
-    if not reason and spec.is_encoder_decoder and spec.kv_dim != spec.hidden_size:
-        return "PEFT takes its keys to be as wide as its blocks"
+    if not reason and spec.is_encoder_decoder:
+        if spec.kv_dim != spec.hidden_size:
+            return "PEFT takes its keys to be as wide as its blocks"
+        if (spec.num_decoder_layers or 0) > spec.num_hidden_layers:
+            return "PEFT makes prefixes for as many blocks as its encoder has, which are too few"
     return reason
 
 
@@ -90,12 +93,20 @@ class Prefix(Placed):
 
     def keys_values(self, f: Forward, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Concatenate the layer's prefix with its keys and values."""
-        if f.stack == "encoder" or is_cross(f):
+        if f.stack == "encoder":
+            return k, v
+        if is_cross(f):  # the cache copies them, beside its none
+            k, v = concat(f.t, (k,)), concat(f.t, (relayout(f.t, v),))
+            f.cache |= {"cross keys": k, "cross values": v}
             return k, v
         width = k.numel * f.how.tensor // f.tokens
         first, second = self.prefix(f, width, k.itemsize)
         k = concat(f.t, (first, k))
-        return k, concat(f.t, (second, relayout(f.t, v)))
+        v = concat(f.t, (second, relayout(f.t, v)))
+        # The cache holds both until the model's output is let go (transformers 5.23.0
+        # cache_utils.py DynamicLayer.update).
+        f.cache |= {"past keys": k, "past values": v}
+        return k, v
 
     def prefix(self, f: Forward, width: int, itemsize: int) -> tuple[Tensor, Tensor]:
         """Keys and values of the virtual tokens in this layer's cache."""
@@ -105,7 +116,7 @@ class Prefix(Placed):
             first, second = f.t.new(numel, itemsize), f.t.new(numel, itemsize)
             first.node, second.node = Leaf(), Leaf()
             return first, second
-        layers = spec.num_decoder_layers or spec.num_hidden_layers
+        layers = spec.num_hidden_layers  # the encoder's, where there is one
         itemsize = f.how.compute_bytes
         past = cast(f.t, self._encoded(f, width, layers * 2 * width), itemsize)
         return past_key_values(f.t, past, numel)

@@ -24,6 +24,10 @@ def check_method(config: TrainConfig) -> None:
 
 
 def _lora(config: TrainConfig) -> Method:
+    if config.modules_to_save:
+        from vram_plan.estimator.methods.saved import with_modules
+
+        return with_modules(config)
     from vram_plan.estimator.methods.lora import Lora
 
     return Lora(config.lora_rank, config.lora_targets)

@@ -1,8 +1,14 @@
 """Methods that train weights of the model itself and add none: freezing and BitFit."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from vram_plan.estimator.methods.base import Method
+
+if TYPE_CHECKING:
+    from vram_plan.estimator.config import TrainConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +24,14 @@ class Freeze(Method):
     """
 
     frozen: int
+
+    def check(self, config: TrainConfig) -> None:
+        """Blocks that share their weights cannot be told apart."""
+        if config.model.model_type == "albert" and self.frozen:
+            raise ValueError(
+                f"--method freeze: the blocks of {config.model.name} share their weights; choose "
+                "--freeze-layers 0 or --method lora"
+            )
 
     def trains(self, name: str, kind: str, layer: int) -> bool:
         """Blocks from ``frozen`` on, the last norm and the head."""

@@ -3,7 +3,7 @@
 Shapes are per rank: q [batch, heads, seq, head_dim], k and v [batch, kv_heads, kv_seq, head_dim].
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vram_plan.estimator.ops.elementwise import (
     FP32_BYTES,
@@ -126,15 +126,18 @@ def _softmax_in_place(t: Tape, x: Tensor) -> Tensor:
     return t.record(out, (x.node,), backward)
 
 
-def eager(t: Tape, q: Tensor, k: Tensor, v: Tensor, s: Heads, *, capped: bool = False) -> Tensor:
+def eager(
+    t: Tape, q: Tensor, k: Tensor, v: Tensor, s: Heads, *, capped: bool = False
+) -> tuple[Tensor, Tensor]:
     """Scores written out: matmul, scale, mask, fp32 softmax, cast, dropout, matmul.
 
     ``eager_attention_forward`` of transformers 5.23.0 ``models/llama/modeling_llama.py``; of
     ``models/gemma2/modeling_gemma2.py`` with soft-``capped`` scores. The scores take the queries'
-    dtype after the softmax: fp32 under autocast, whose products are 16-bit.
+    dtype after the softmax: fp32 under autocast, whose products are 16-bit. Returns the
+    probabilities too.
     """
     itemsize = q.itemsize
-    keys, values = repeat_heads(t, k, s), repeat_heads(t, v, s)
+    keys, values = repeat_kv(t, k, s), repeat_kv(t, v, s)
     weights = scale(t, batched_product(t, low(t, q, s), low(t, keys, s), s.scores))
     if capped:
         weights = scale(t, tanh(t, scale(t, weights)))
@@ -145,7 +148,7 @@ def eager(t: Tape, q: Tensor, k: Tensor, v: Tensor, s: Heads, *, capped: bool = 
     out = batched_product(
         t, low(t, weights, s, flat=True), low(t, values, s), s.batch * s.heads * s.seq * s.value_dim
     )
-    return merged(t, out, s)
+    return merged(t, out, s), weights
 
 
 def low(t: Tape, x: Tensor, s: Heads, *, flat: bool = False) -> Tensor:
@@ -168,8 +171,27 @@ def merged(t: Tape, x: Tensor, s: Heads) -> Tensor:
     return copy(t, relayout(t, x) if s.batch > 1 and s.heads > 1 else x)
 
 
+def repeated(t: Tape, k: Tensor, v: Tensor, s: Heads) -> tuple[Tensor, Tensor, Heads]:
+    """Keys and values written out for every query head, and the shape that follows."""
+    keys, values = repeat_heads(t, k, s), repeat_heads(t, v, s)
+    return keys, values, replace(s, kv_heads=s.heads)
+
+
+def repeat_kv(t: Tape, x: Tensor, s: Heads) -> Tensor:
+    """``repeat_kv`` of transformers: expanded and reshaped, which copies all but a single head.
+
+    ``matmul`` copies that one where it joins batch and heads; a cast writes it out.
+    """
+    if s.kv_heads != 1 or s.heads == 1:
+        return repeat_heads(t, x, s)
+    numel, itemsize = x.numel, x.itemsize
+    out = Tensor(numel * s.heads, itemsize, x.storage)
+    out.by_token = not (s.autocast and itemsize > LOW_BYTES)
+    return t.record(out, (x.node,), lambda grad: (t.new(numel, itemsize),))
+
+
 def repeat_heads(t: Tape, x: Tensor, s: Heads) -> Tensor:
-    """``repeat_kv``: keys and values copied for every query head that shares them."""
+    """Keys and values copied for every query head that shares them."""
     if s.heads == s.kv_heads:
         return x
     numel, itemsize = x.numel, x.itemsize

@@ -142,6 +142,18 @@ def add_in_place(t: Tape, x: Tensor, y: Tensor) -> Tensor:
     return t.record(out, (x.node, y.node), lambda grad: (grad, grad.view()))
 
 
+def add_rows(t: Tape, x: Tensor, rows: Tensor, index: Tensor) -> Tensor:
+    """``x.index_add_(0, index, rows)``: keeps the index; the rows' gradient is gathered."""
+    kept, numel, itemsize = index.storage, rows.numel, rows.itemsize
+    out = Tensor(x.numel, x.itemsize, x.storage)
+
+    def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
+        _ = kept
+        return grad, t.new(numel, itemsize)
+
+    return t.record(out, (x.node, rows.node), backward)
+
+
 def pick(t: Tape, x: Tensor, index: Tensor) -> Tensor:
     """``x.gather(-1, index)``: keeps the index; zeros of x's size take the gradient."""
     return gather_rows(t, x, index, index.numel)

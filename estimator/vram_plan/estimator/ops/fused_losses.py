@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from vram_plan.estimator.ops.cross_entropy import INDEX_BYTES, log_softmax, nll_loss
-from vram_plan.estimator.ops.elementwise import FP32_BYTES
-from vram_plan.estimator.ops.linear import AutocastWeight
+from vram_plan.estimator.ops.elementwise import FP32_BYTES, cast
+from vram_plan.estimator.ops.linear import LOW_BYTES, AutocastWeight, cached_cast
 from vram_plan.estimator.tape import Leaf, Param, Tape, Tensor
 
 Chunk = Callable[[Tape, Tensor], Tensor]
+Cache = dict[str, Tensor]
 
 
 def fused_cross_entropy(t: Tape, logits: Tensor, tokens: int) -> Tensor:
@@ -33,37 +34,60 @@ def fused_cross_entropy(t: Tape, logits: Tensor, tokens: int) -> Tensor:
 
 
 def fused_linear_cross_entropy(
-    t: Tape, x: Tensor, weight: Param, tokens: int, outputs: int
+    t: Tape, x: Tensor, head: tuple[Param, Param | None], outputs: int, cache: Cache | None = None
 ) -> Tensor:
-    """Head and loss in chunks, their gradients made in the forward pass.
+    """Head (weight, bias) and loss in chunks, their gradients made in the forward pass.
 
     linkedin/Liger-Kernel 0.6.2 ``ops/fused_linear_cross_entropy.py``: rows of a chunk are the next
     power of two of ``ceil(tokens / ceil(vocabulary / width))``; a gradient of the input, one of the
     weight in its dtype, and on the way a chunk's logits, its share of the input's gradient and its
-    share of the weight's gradient, the latter in fp32 too.
+    share of the weight's gradient, the latter in fp32 too. ``cache`` has autocast's copies of
+    weights and is None without autocast.
     """
-    width = x.numel // tokens
-    numel, itemsize, trains = x.numel, x.itemsize, weight.trainable
+    weight, bias = head
+    width = weight.numel // outputs
+    tokens, numel, itemsize = x.numel // width, x.numel, x.itemsize
+    learns = [p if p is not None and p.trainable else None for p in head]
     grad_input = t.new(numel, itemsize)
-    grad_weight = t.new(weight.numel, weight.itemsize, "gradients") if trains else None
-    losses = t.new(tokens, FP32_BYTES)
-    mask = t.new(tokens, 1)
+    of_weights = (learns[0], bias)  # a bias has one whether it learns or not
+    made = [t.new(p.numel, p.itemsize, "gradients") if p else None for p in of_weights]
+    losses, mask = t.new(tokens, FP32_BYTES), t.new(tokens, 1)
     rows = min(tokens, liger_rows(tokens, outputs, width))
-    logits = t.new(rows * outputs, itemsize)
+    logits = _chunk_logits(t, rows, itemsize, head, cache)
     if rows < tokens:
         # The next chunk's logits are made before the last ones' name is free.
-        logits = t.new(rows * outputs, itemsize)
-    _chunk_gradients(t, rows * width, itemsize, weight)
+        logits = _chunk_logits(t, rows, itemsize, head, cache)
+    _chunk_gradients(t, rows * width, logits.itemsize, weight, cache)
     out = t.new(1, FP32_BYTES)
     del mask, losses, logits
-    kept = grad_input.storage, grad_weight.storage if grad_weight else None
-    weight_numel, weight_bytes = weight.numel, weight.itemsize
+    kept = grad_input.storage, *(grad.storage if grad else None for grad in made)
+    sizes = [(p.numel, p.itemsize) if p else None for p in learns]
+    del made
 
     def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
-        made = Tensor(weight_numel, weight_bytes, kept[1]) if trains else None
-        return Tensor(numel, itemsize, kept[0]), made
+        of_weights = [
+            Tensor(*size, storage) if size else None
+            for size, storage in zip(sizes, kept[1:], strict=True)
+        ]
+        return Tensor(numel, itemsize, kept[0]), *of_weights
 
-    return t.record(out, (x.node, weight if trains else None), backward)
+    return t.record(out, (x.node, *learns), backward)
+
+
+def _chunk_logits(
+    t: Tape, rows: int, itemsize: int, head: tuple[Param, Param | None], cache: Cache | None
+) -> Tensor:
+    """``part @ weight.t()``, and ``+ bias``: in fp32 where autocast holds that in fp32."""
+    weight, bias = head
+    outputs = weight.shape[0]
+    if cache is None or itemsize <= LOW_BYTES:
+        logits = t.new(rows * outputs, itemsize)
+    else:
+        casts = (t.new(size, LOW_BYTES) for size in (weight.numel, rows * weight.shape[1]))
+        held = tuple(casts)
+        logits = t.new(rows * outputs, LOW_BYTES)
+        del held
+    return logits if bias is None else t.new(logits.numel, max(logits.itemsize, bias.itemsize))
 
 
 def liger_rows(tokens: int, vocabulary: int, width: int) -> int:
@@ -72,12 +96,22 @@ def liger_rows(tokens: int, vocabulary: int, width: int) -> int:
     return 1 << (rows - 1).bit_length()
 
 
-def _chunk_gradients(t: Tape, numel: int, itemsize: int, weight: Param) -> None:
+def _chunk_gradients(
+    t: Tape, numel: int, itemsize: int, weight: Param, cache: Cache | None
+) -> None:
     """What one chunk makes of its logits: the input's gradient, the weight's in two dtypes."""
+    low = cache is not None and weight.itemsize > LOW_BYTES
+    if low and cache is not None:
+        copy = cached_cast(t, weight, LOW_BYTES, cache)
+        itemsize = LOW_BYTES
     share = t.new(numel, itemsize)
     del share
+    if low:
+        del copy
     if weight.trainable:
+        part = t.new(numel, LOW_BYTES) if low else None
         product = t.new(weight.numel, itemsize)
+        del part
         wide = t.new(weight.numel, FP32_BYTES) if itemsize != FP32_BYTES else None
         del product, wide
 
@@ -126,18 +160,36 @@ def pick_rows(t: Tape, x: Tensor, tokens: int) -> Tensor:
     return t.record(t.new(numel, itemsize), (x.node,), backward)
 
 
-def widened(t: Tape, weight: Param) -> Param:
-    """``weight.float()`` as a weight whose gradient is cast back."""
+def widened(t: Tape, weight: Param, *, autocast: bool) -> Param:
+    """``weight.float()`` as a weight whose gradient is cast back.
+
+    Under autocast the product casts it again: a transposed view, so the copy is not cached.
+    """
+    if autocast and weight.itemsize == FP32_BYTES:
+        return AutocastWeight(weight, t.new(weight.numel, LOW_BYTES), t)
     if weight.itemsize == FP32_BYTES:
         return weight
     return AutocastWeight(weight, t.new(weight.numel, FP32_BYTES), t)
 
 
+def plus_bias(t: Tape, logits: Tensor, bias: Param) -> Tensor:
+    """``logits + bias.float()``: the bias' gradient is summed over the tokens, then cast back."""
+    numel, itemsize, learns = bias.numel, bias.itemsize, bias.trainable
+    before = logits.itemsize
+
+    def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
+        of_logits = grad if grad.itemsize == before else t.new(grad.numel, before)
+        return of_logits, t.new(numel, itemsize, "gradients") if learns else None
+
+    edges = (logits.node, bias if learns else None)
+    return t.record(t.new(logits.numel, FP32_BYTES), edges, backward)
+
+
 def entropy_beside_loss(t: Tape, logits: Tensor, labels: Tensor) -> Tensor:
     """log_softmax, its loss, and its exponential times itself for the entropy."""
-    scores = log_softmax(t, logits)
+    scores = log_softmax(t, cast(t, logits, FP32_BYTES))
     loss = nll_loss(t, scores, labels)
-    probabilities = t.new(logits.numel, logits.itemsize)
-    product = t.new(logits.numel, logits.itemsize)
+    probabilities = t.new(scores.numel, scores.itemsize)
+    product = t.new(scores.numel, scores.itemsize)
     del probabilities, product
     return loss

@@ -2,6 +2,9 @@
 
 from vram_plan.estimator.tape import Node, Param, Tape, Tensor
 
+LOW_BYTES = 2
+"""Bytes per element of what autocast casts to."""
+
 
 def linear(t: Tape, x: Tensor, weight: Param, bias: Param | None, outputs: int) -> Tensor:
     """``x @ W.T + b``, x [batch, seq, inputs]: saves x where W learns, W where x needs a gradient.

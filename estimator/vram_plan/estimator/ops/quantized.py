@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from vram_plan.estimator.ops.elementwise import FP32_BYTES
 from vram_plan.estimator.quantization import BNB_BLOCK
 from vram_plan.estimator.tape import Param, Tape, Tensor
 
 
-def dequantized_linear(t: Tape, x: Tensor, weight: Param, outputs: int, *, nested: bool) -> Tensor:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FourBit:
+    """What older libraries do besides.
+
+    Attributes:
+        keeps_input: the input hangs on the node's context (bitsandbytes until 0.43.1).
+        recasts: weights were quantized from fp16, so that they are written out in fp16 and cast to
+            bf16 (Lightning Fabric 2.1 ``plugins/precision/bitsandbytes.py`` ``_quantize_weight``).
+    """
+
+    keeps_input: bool = False
+    recasts: bool = False
+
+
+def dequantized_linear(
+    t: Tape, x: Tensor, weight: Param, outputs: int, *, nested: bool, old: FourBit = FourBit()
+) -> Tensor:
     """``MatMul4Bit``: the weight is written out in 16 bits going forward and going back.
 
     bitsandbytes 0.50.2 ``autograd/_functions.py``; above 1,536 rows the CUDA backend always takes
@@ -23,6 +41,8 @@ def dequantized_linear(t: Tape, x: Tensor, weight: Param, outputs: int, *, neste
         scales = t.new(blocks, FP32_BYTES, "temporaries") if nested else None
         dense = t.new(weight.numel, itemsize, "temporaries")
         del scales
+        if old.recasts:
+            dense = t.new(weight.numel, itemsize, "temporaries")
         return dense
 
     def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -31,6 +51,8 @@ def dequantized_linear(t: Tape, x: Tensor, weight: Param, outputs: int, *, neste
         del dense
         return (dx,)
 
+    if old.keeps_input and t.needs(x.node):
+        t.attach(x.storage)
     dense = dequantize()
     out = t.compute(tokens * outputs, itemsize)
     del dense
@@ -38,7 +60,7 @@ def dequantized_linear(t: Tape, x: Tensor, weight: Param, outputs: int, *, neste
 
 
 def int8_linear(t: Tape, x: Tensor, weight: Param, outputs: int, *, half: bool) -> Tensor:
-    """``MatMul8bitLt`` with an outlier threshold: keeps its input, multiplies in int8.
+    """``MatMul8bitLt`` with an outlier threshold: attaches its input, multiplies in int8.
 
     bitsandbytes 0.50.2 ``autograd/_functions.py``: the input is cast to fp16 (a copy for bf16),
     its outliers are found (``A.abs()`` and a mask), it is quantized row by row, the product is
@@ -47,7 +69,9 @@ def int8_linear(t: Tape, x: Tensor, weight: Param, outputs: int, *, half: bool) 
     """
     inputs = weight.numel // outputs
     tokens = x.numel // inputs
-    kept, x_numel, itemsize = x.storage, x.numel, x.itemsize
+    x_numel, itemsize = x.numel, x.itemsize
+    if t.needs(x.node):
+        t.attach(x.storage)  # ctx.tensors, not save_for_backward
 
     codes = _quantize_rows(t, x, half=half)
     product = t.new(tokens * outputs, 4)
@@ -58,7 +82,6 @@ def int8_linear(t: Tape, x: Tensor, weight: Param, outputs: int, *, half: bool) 
     del codes
 
     def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
-        _ = kept
         dense = t.new(weight.numel, itemsize, "temporaries")
         dx = t.new(x_numel, itemsize)
         del dense

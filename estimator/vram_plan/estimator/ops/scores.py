@@ -41,8 +41,10 @@ class Written:
     autocast: bool = False
 
 
-def written(t: Tape, q: Tensor, k: Tensor, v: Tensor, s: Heads, how: Written) -> Tensor:
-    """Scores, mask, softmax, dropout, product with the values, merged heads."""
+def written(
+    t: Tape, q: Tensor, k: Tensor, v: Tensor, s: Heads, how: Written
+) -> tuple[Tensor, Tensor]:
+    """Scores, mask, softmax, dropout, product with the values, merged heads; the probabilities."""
     itemsize = (q if how.wide_softmax else v).itemsize
     k, v = repeated(t, k, s), repeated(t, v, s)
     if how.wide_products:
@@ -55,7 +57,7 @@ def written(t: Tape, q: Tensor, k: Tensor, v: Tensor, s: Heads, how: Written) ->
     weights = dropout(t, weights, s.dropout)
     numel = s.batch * s.heads * s.seq * s.value_dim
     out = batched_product(t, low(t, weights, how), factor(t, v, s, how, "v"), numel)
-    return copy(t, out)
+    return copy(t, out), weights
 
 
 def repeated(t: Tape, x: Tensor, s: Heads) -> Tensor:

@@ -17,6 +17,7 @@ from vram_plan.estimator.ops.attention import (
     low,
     merged,
     repeat_heads,
+    repeat_kv,
 )
 from vram_plan.estimator.ops.elementwise import FP32_BYTES, add, cast, copy, dropout, scale
 from vram_plan.estimator.tape import Tape, Tensor
@@ -60,7 +61,7 @@ def integrated(t: Tape, q: Tensor, k: Tensor, v: Tensor, s: Heads) -> Tensor:
     """
     if not s.masked:
         return sdpa(t, q, k, v, s)
-    k, v = repeat_heads(t, k, s), repeat_heads(t, v, s)
+    k, v = repeat_kv(t, k, s), repeat_kv(t, v, s)
     mask = Tensor(s.batch * s.seq * s.kv_seq, 1, None)
     return sdpa(t, q, k, v, replace(s, kv_heads=s.heads), mask=mask)
 

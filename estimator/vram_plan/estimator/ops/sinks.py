@@ -7,7 +7,7 @@ from vram_plan.estimator.ops.attention import (
     batched_product,
     low,
     merged,
-    repeat_heads,
+    repeat_kv,
     softmax,
 )
 from vram_plan.estimator.ops.elementwise import add, cast, dropout, narrow, scale
@@ -24,7 +24,7 @@ def sink_attention(
     the largest score of a row is subtracted first.
     """
     q, k, v = parts
-    keys, values = repeat_heads(t, k, s), repeat_heads(t, v, s)
+    keys, values = repeat_kv(t, k, s), repeat_kv(t, v, s)
     weights = scale(t, batched_product(t, low(t, q, s), low(t, keys, s), s.scores))
     weights = add(t, weights, Tensor(0, q.itemsize, None))
     combined = append_sinks(t, weights, sinks, s)

@@ -54,3 +54,22 @@ def crop(t: Tape, x: Tensor, numel: int) -> Tensor:
     """``x[..., :n]`` made contiguous: a copy; its gradient fills a tensor of x's size."""
     full, itemsize = x.numel, x.itemsize
     return t.record(t.new(numel, itemsize), (x.node,), lambda grad: (t.new(full, itemsize),))
+
+
+def place(t: Tape, x: Tensor, numel: int) -> Tensor:
+    """``new_zeros(numel).index_copy(1, index, x.reshape(...))``: keeps the laid-out copy of x.
+
+    ``index_copy`` keeps its source for the gradient's shape (``expand_as`` in torch 2.1
+    ``tools/autograd/derivatives.yaml``).
+    """
+    zeros = t.new(numel, x.itemsize)
+    source = t.new(x.numel, x.itemsize)
+    out = t.new(numel, x.itemsize)
+    del zeros
+    kept, size, itemsize = source.storage, x.numel, x.itemsize
+
+    def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
+        _ = kept
+        return (t.new(size, itemsize),)
+
+    return t.record(out, (x.node,), backward)

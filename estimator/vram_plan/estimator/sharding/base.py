@@ -110,12 +110,20 @@ def optimizer_entries(states: States) -> list[Entry]:
     return [
         Entry(
             component="optimizer_states",
-            name="optimizer states" + (" (paged)" if states.paged else ""),
+            name="optimizer states",
             bytes=states.nbytes,
             formula=states.formula,
             source=states.source,
             state=True,
-            place="host" if states.paged else "device",
+        ),
+        Entry(
+            component="optimizer_states",
+            name="optimizer states (paged)",
+            bytes=states.paged,
+            formula=states.formula,
+            source=states.source,
+            state=True,
+            place="host",
         ),
         Entry(
             component="temporaries",
@@ -145,6 +153,13 @@ def input_entries(rank: Rank) -> list[Entry]:
     """Token ids and labels, and the tensors that every layer reads."""
     passes = rank.passes
     return [
+        Entry(
+            component="buffers",
+            name="buffers of the model",
+            bytes=passes.buffers,
+            formula="as the composition lists them",
+            source="transformers 5.23.0 modeling code",
+        ),
         Entry(
             component="activations",
             name="token ids and labels",

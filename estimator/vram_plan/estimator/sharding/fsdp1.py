@@ -27,6 +27,7 @@ from vram_plan.estimator.sharding.units import (
     single_ends,
     unit_of,
 )
+from vram_plan.profiles.stack import mixes_units, reentrant_checkpoints
 
 FLAT = "torch 2.13.0 torch/distributed/fsdp/_flat_param.py"
 RUNTIME = "torch 2.13.0 torch/distributed/fsdp/_runtime_utils.py"
@@ -58,7 +59,13 @@ class Timeline:
         self.chain = single_ends(rank.passes.links)
         self.root = _wrapped(root_unit(self.chain, self.scale))
         self.stays = config.fsdp == "grad-op"
-        self.leaves = any(p.added for link in self.chain for p in link.cost.params)
+        self.reentrant = config.checkpointing == "full" and reentrant_checkpoints(config.stack)
+        self.mixes = mixes_units(config.stack)
+        added = any(p.added for link in self.chain for p in link.cost.params)
+        self.leaves = added and not self.mixes
+        # Recorded without gradients, a reentrant checkpoint's unit is not known to be needed
+        # before it runs again (_runtime_utils.py _get_handle_to_prefetch).
+        self.fetches_ahead = not (self.stays or self.reentrant)
 
     def links(self) -> tuple[Link, ...]:
         """The dressed chain; before each unit, the moment that flattens its gradients."""
@@ -79,10 +86,10 @@ class Timeline:
         gathered = (self._whole(self.root), self._whole(unit))
         backward: tuple[Entry, ...] = gathered
         # With adapters the handle before this block's is that of its own last adapter.
-        if before is not None and not self.stays and not self.leaves:
+        if before is not None and self.fetches_ahead and not self.leaves:
             backward = (*gathered, self._whole(self._unit(before), "ahead: the block before"))
         kept = self._gathered_bytes(unit) if self.stays else 0
-        shards = self._shards_bytes(unit_of(link, self.scale))
+        shards = self._shards_bytes(unit_of(link, self.scale)) + self._hooked_bytes(link, unit)
         beside = Beside(forward=gathered, backward=backward, kept=kept, gradients=shards)
         if link.count > 1 or not unit.learns:
             return [dress(link, beside)]
@@ -92,9 +99,23 @@ class Timeline:
         dressed = dress(link, replace(beside, gradients=0))
         return [pause(name, "layer", link.cost.left, flattening), dressed]
 
+    def _hooked_bytes(self, link: Link, unit: Unit) -> int:
+        """What a finished block of frozen weights keeps until the backward pass is over.
+
+        FSDP reshards a unit without gradients in a hook on its inputs
+        (``_register_post_backward_reshard_only_hook``), whose handle is removed at the very end.
+        Under a reentrant checkpoint that input is a leaf: it and its gradient stay with the hook.
+        The last block's gradient is the tensor that comes into the block before, counted there.
+        """
+        if unit.learns or not self.reentrant:
+            return 0
+        kept = rounded(link.cost.left.nbytes)
+        last = [other for other in self.chain if other.segment.kind == "layer"][-1]
+        return kept if link is last else 2 * kept
+
     def _head(self, previous: Link | None) -> Beside:
         root = self._whole(self.root)
-        if previous is None or self.stays:
+        if previous is None or not self.fetches_ahead:
             return Beside(forward=(root,), backward=(root,))
         ahead = self._whole(self._unit(previous), "ahead: the last block")
         return Beside(forward=(root,), backward=(root, ahead))
@@ -106,7 +127,8 @@ class Timeline:
         return pause("flattening the last gradients", "embedding", left, Beside(backward=held))
 
     def _unit(self, link: Link) -> Unit:
-        return _wrapped(unit_of(link, self.scale))
+        unit = unit_of(link, self.scale)
+        return unit if self.mixes else _wrapped(unit)
 
     def _gathered_bytes(self, unit: Unit) -> int:
         nbytes = unit.total(lambda p: gathered_bytes(self.config, p, 1))
@@ -114,11 +136,22 @@ class Timeline:
 
     def _shards_bytes(self, unit: Unit) -> int:
         """Its gradient's shard, adapters included."""
+        if self.mixes:
+            return self._mixed_bytes(unit)
         if self.config.grad_accum > 1 or self.config.offload == "optimizer+params":
             return 0
         return unit.total(
             lambda p: p.numel * held_bytes(self.config, p) / self.ranks, trainable=True
         )
+
+    def _mixed_bytes(self, unit: Unit) -> int:
+        """The gradient of a flat weight that learns in parts is one of all of it.
+
+        Under ``no_sync`` it stays whole until the last micro-batch of the step.
+        """
+        if not unit.learns:
+            return 0
+        return self._gathered_bytes(unit) // (1 if self.config.grad_accum > 1 else self.ranks)
 
     def _whole(self, unit: Unit, what: str = "") -> Entry:
         return Entry(
@@ -142,7 +175,7 @@ class Timeline:
         views = Entry(
             component="gradients",
             name=f"gradients of the weights in {unit.name}",
-            bytes=unit.total(lambda p: rounded(p.numel * p.itemsize), trainable=True),
+            bytes=unit.total(lambda p: rounded(p.numel * p.itemsize), trainable=not self.mixes),
             formula="one for every weight, until the flat one is made",
             source=FLAT,
         )

@@ -8,6 +8,7 @@ from vram_plan.estimator.config import TrainConfig
 from vram_plan.estimator.inventory import Weight
 from vram_plan.estimator.ledger import Entry
 from vram_plan.estimator.optimizers import optimizer_states
+from vram_plan.estimator.quantization import code_bytes
 from vram_plan.estimator.sharding.base import (
     STEP_INSTANTS,
     Rank,
@@ -15,7 +16,7 @@ from vram_plan.estimator.sharding.base import (
     optimizer_entries,
     packed_entries,
 )
-from vram_plan.estimator.sharding.units import FOUR_BIT, held_bytes, shard, tensors_bytes
+from vram_plan.estimator.sharding.units import held_bytes, shard, shards_packed, tensors_bytes
 
 PARAM = "torch 2.13.0 torch/distributed/fsdp/_fully_shard/_fsdp_param.py _init_sharded_param"
 FLAT = "torch 2.13.0 torch/distributed/fsdp/_flat_param.py FlatParamHandle.shard"
@@ -75,9 +76,10 @@ def _packed(rank: Rank, ranks: int) -> list[Entry]:
             "weights; choose nf4 or --engine ddp"
         )
     found = packed_entries(rank)
-    if config.quantization not in FOUR_BIT:
+    if not shards_packed(config):
         return found
-    codes = round(sum(w.numel * w.count for w in inventory.packed()) / 2 * inventory.scale)
+    numel = sum(w.numel * w.count for w in inventory.packed())
+    codes = round(code_bytes(config.quantization, numel) * inventory.scale)
     return [
         replace(
             entry,

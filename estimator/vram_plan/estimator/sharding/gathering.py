@@ -62,7 +62,7 @@ def pause(name: str, kind: Kind, left: Boundary, beside: Beside) -> Link:
     cost = Cost(
         params=(),
         saved={},
-        cast=0,
+        cast={},
         forward={"activations": left.nbytes} if beside.forward else {},
         backward={"temporaries": grad} if beside.backward else {},
         gradients=beside.gradients or 0,

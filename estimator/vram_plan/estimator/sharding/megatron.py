@@ -1,8 +1,10 @@
 """Megatron-LM: 16-bit weights, one fp32 gradient buffer, fp32 masters and moments over data ranks.
 
 Megatron-LM @ d98e8a64 ``megatron/core/distributed/param_and_grad_buffer.py``,
-``megatron/core/optimizer/distrib_optimizer.py``. ``--use-distributed-optimizer`` is on: data and
-context ranks divide masters and moments; experts' are divided by the ranks that hold the same ones.
+``megatron/core/optimizer/distrib_optimizer.py``. ``--use-distributed-optimizer`` is on unless
+``--zero 0`` says otherwise: data and context ranks divide masters and moments; experts' are divided
+by the ranks that hold the same ones. Nanotron accumulates in fp32 and divides its masters alike
+(``nanotron/optim/gradient_accumulator.py`` ``FP32GradientAccumulator``, ``optim/zero.py``).
 """
 
 from __future__ import annotations
@@ -75,7 +77,8 @@ def _main_gradients(rank: Rank) -> Entry:
 
 def _optimizer(rank: Rank) -> list[Entry]:
     config, inventory = rank.config, rank.passes.inventory
-    ranks, scale = config.shard_ranks, inventory.scale
+    ranks = 1 if config.zero == 0 else config.shard_ranks
+    scale = inventory.scale
     dense = _numel(inventory.weights, scale, experts=False)
     sparse = _numel(inventory.weights, scale, experts=True)
     own = -(-dense // ranks) + -(-sparse // max(1, ranks // config.ep))
@@ -104,7 +107,7 @@ def _optimizer(rank: Rank) -> list[Entry]:
 
 def _buffers(rank: Rank) -> list[Entry]:
     config = rank.config
-    if not is_built(config.model):
+    if not is_built(config.model) or config.engine != "megatron":
         return []
     old = config.gpu is not None and config.gpu.architecture.lower() in _BEFORE_HOPPER
     size = ENGINE_WORKSPACE[0 if old else 1]

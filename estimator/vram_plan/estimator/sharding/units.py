@@ -9,7 +9,9 @@ from vram_plan.estimator.chain import Link
 from vram_plan.estimator.choices import BYTES
 from vram_plan.estimator.config import TrainConfig
 from vram_plan.estimator.inventory import Weight
+from vram_plan.estimator.quantization import code_bytes
 from vram_plan.estimator.tape import ROUNDING_BYTES, Param
+from vram_plan.profiles.stack import shards_gptq
 
 FOUR_BIT = ("nf4", "fp4")
 Size = Callable[[Param], float]
@@ -90,8 +92,15 @@ def gathered_bytes(config: TrainConfig, weight: Param, ranks: int) -> float:
     buffers, which are not sharded.
     """
     if weight.packed:
-        return weight.numel / 2 if config.quantization in FOUR_BIT else 0.0
+        return code_bytes(config.quantization, weight.numel) if shards_packed(config) else 0.0
     return padded(weight, ranks) * weight.itemsize
+
+
+def shards_packed(config: TrainConfig) -> bool:
+    """Whether quantized codes are parameters that FSDP divides."""
+    if config.quantization == "gptq4":
+        return shards_gptq(config.stack)
+    return config.quantization in FOUR_BIT
 
 
 def rows_of(weight: Param | Weight) -> int:

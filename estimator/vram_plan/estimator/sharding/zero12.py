@@ -181,12 +181,15 @@ def _step_entries(shares: Shares) -> list[Entry]:
     """Clipping computes norms in fp64; the update reads an fp32 copy of the gradients."""
     flat = shares.width * shares.partition
     wide = shares.grad_width == FP32
+    norm = FP64 * min(shares.largest, shares.partition)
+    if shares.grad_width == shares.width:
+        norm = max(0, shares.norms - shares.width * shares.span)
     return [
         Entry(
             component="temporaries",
-            name="fp64 copy of a gradient for its norm",
-            bytes=FP64 * min(shares.largest, shares.partition),
-            formula=f"8 · {min(shares.largest, shares.partition):,} elements",
+            name="fp64 copy of a gradient for its norm, on the rank that is the fullest then",
+            bytes=norm,
+            formula=f"{norm:,} bytes beyond the gradients of the largest partition",
             source=f"{SOURCE} get_grad_norm_direct",
             alive=frozenset({CLIPPING}),
         ),

@@ -11,7 +11,7 @@ from functools import lru_cache
 
 from vram_plan.estimator.ledger import Entry
 from vram_plan.estimator.sharding.zero_calls import module_calls
-from vram_plan.estimator.sharding.zero_gather import Gathering, Limits
+from vram_plan.estimator.sharding.zero_gather import Gathered, Gathering, Limits
 from vram_plan.estimator.sharding.zero_layout import Layout, arrivals
 from vram_plan.estimator.sharding.zero_moment import Candidate, fullest, moment_entries
 from vram_plan.estimator.sharding.zero_parts import (
@@ -39,7 +39,7 @@ from vram_plan.estimator.step import (
 GATHER = f"{DS}/zero/partitioned_param_coordinator.py"
 NORM_ELEMENTS = 250_000_000
 """Elements in fp64 at a time when gradients go to the host (``_constant_buffered_norm2``)."""
-Peaks = dict[tuple[str, int, int], int]
+_NOTHING = Gathered(peaks={}, running={}, closing={})
 
 
 def gathered_entries(shares: Shares, largest: int) -> list[Entry]:
@@ -51,7 +51,7 @@ def gathered_entries(shares: Shares, largest: int) -> list[Entry]:
     kept = sum(
         rounded(share(piece.numel, shares.ranks) * shares.ranks * piece.itemsize) for piece in small
     )
-    peaks = gathered_peaks(shares)
+    seen = gathered(shares)
     copies = 0 if shares.offloaded else _update_copies(shares, largest)
     found = [
         Entry(
@@ -71,7 +71,7 @@ def gathered_entries(shares: Shares, largest: int) -> list[Entry]:
             alive=frozenset({OPTIMIZER_STEP}),
         ),
     ]
-    for instant, nbytes in _by_instant(shares, peaks).items():
+    for instant, nbytes in _by_instant(shares, seen).items():
         found.append(
             Entry(
                 component="temporaries",
@@ -92,10 +92,10 @@ def _update_copies(shares: Shares, largest: int) -> int:
     return flat + (FP32 * largest if shares.grad_width != FP32 else 0)
 
 
-def gathered_peaks(shares: Shares) -> Peaks:
-    """Most bytes gathered in every segment of the passes; none on a single GPU."""
+def gathered(shares: Shares) -> Gathered:
+    """Bytes gathered in the passes; none on a single GPU."""
     if shares.ranks == 1 and shares.config.offload != "optimizer+params":
-        return {}
+        return _NOTHING
     sizes = shares.config.zero_sizes
     limits = Limits(
         prefetch=sizes.stage3_prefetch_bucket_size,
@@ -114,7 +114,7 @@ def gathered_peaks(shares: Shares) -> Peaks:
 @lru_cache(maxsize=256)
 def _simulate(
     layout: Layout, limits: Limits, resident: int, *, checkpointed: bool, flat: bool
-) -> Peaks:
+) -> Gathered:
     pieces = layout.pieces
     return Gathering(
         numels=[piece.numel for piece in pieces],
@@ -126,7 +126,7 @@ def _simulate(
     ).run()
 
 
-def _by_instant(shares: Shares, peaks: Peaks) -> dict[str, int]:
+def _by_instant(shares: Shares, seen: Gathered) -> dict[str, int]:
     """How much more is alive in every instant than without gathering.
 
     The fullest segment may be another one than without: the largest sum of activations and
@@ -135,7 +135,8 @@ def _by_instant(shares: Shares, peaks: Peaks) -> dict[str, int]:
     layers = [i for i, link in enumerate(shares.links) if link.segment.kind == "layer"]
     shown = moments(shares.links)
     best: dict[str, int] = {}
-    for (direction, link, layer), nbytes in peaks.items():
+    for where, nbytes in seen.peaks.items():
+        direction, link, layer = where
         kind = shares.links[link].segment.kind
         if direction == "forward":
             instant = LOSS if kind == "head" else FORWARD
@@ -145,6 +146,11 @@ def _by_instant(shares: Shares, peaks: Peaks) -> dict[str, int]:
         else:
             instant = LOSS_BACKWARD if kind == "head" else EMBEDDING_BACKWARD
         alive = shares.alive(link, layer, backward=direction == "backward")
+        if instant == LOSS:
+            # Its weights are unpacked before the head runs: no logits exist by then.
+            unpacking = nbytes + shares.kept[link] + shares.entered[link]
+            best[FORWARD] = max(best.get(FORWARD, 0), unpacking)
+            nbytes = seen.running[where]
         best[instant] = max(best.get(instant, 0), nbytes + alive)
     without = {
         instant: sum(moment.earlier.values()) + sum(moment.inside.values())
@@ -189,12 +195,13 @@ def bucket_entries(shares: Shares) -> list[Entry]:
 def _candidates(shares: Shares) -> Iterator[Candidate]:
     """Reduce-scatter copies the gradients of a bucket into one tensor, padded for the ranks."""
     ranks, bucket = shares.ranks, shares.config.zero_sizes.reduce_bucket_size
-    peaks = gathered_peaks(shares)
+    closing = gathered(shares).closing
+    numbers = {piece.key: number for number, piece in enumerate(shares.pieces)}
     for r in arrivals(shares.layout, max(1, shares.partition), bucket):
         copied = shares.width * sum(share(piece.numel, ranks) * ranks for piece in r.within)
         if len(r.within) == 1 and r.within[0].numel % ranks == 0:
             copied = 0
-        held = peaks.get(("backward", r.at.link, r.at.layer), 0) if r.at else 0
+        held = closing.get(numbers[r.at.key], 0) if r.at else 0
         if shares.offloaded:
             part = max(share(piece.numel, ranks) for piece in r.within)
             held += FP64 * min(part, NORM_ELEMENTS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 
@@ -41,24 +41,43 @@ def reductions(numels: Sequence[int], bucket: int) -> Iterator[Reduction]:
         )
 
 
-def cut(begin: int, end: int, size: int) -> Iterator[int]:
-    """Lengths of the pieces into which partitions of ``size`` cut the range [begin, end)."""
+def cut(begin: int, end: int, size: int) -> Iterator[tuple[int, int]]:
+    """(partition, elements) of the range [begin, end) cut by partitions of ``size``."""
     while begin < end:
-        stop = min(end, (begin // size + 1) * size)
-        yield stop - begin
+        part = begin // size
+        stop = min(end, (part + 1) * size)
+        yield part, stop - begin
         begin = stop
 
 
-def flattened(begin: int, end: int, size: int, bucket: int) -> int:
-    """Elements of the largest flat copy made to all-reduce the range [begin, end).
+def slices(ranges: Iterable[tuple[int, int]], size: int) -> list[tuple[int, int]]:
+    """(partition, elements) of gradients as they lie in the bucket.
 
-    Slices of one partition are a view; slices of several are copied together, as many as it takes
-    to exceed the bucket (``allreduce_and_scatter``, ``allreduce_bucket``).
+    Those of one partition that follow one another are one slice (``average_tensor``).
+
+    Args:
+        ranges: where each gradient begins and ends in the flat weights, in the bucket's order.
+        size: elements of a partition.
     """
-    largest = held = slices = 0
-    for length in cut(begin, end, size):
-        held, slices = held + length, slices + 1
+    found: list[tuple[int, int]] = []
+    for begin, end in ranges:
+        for part, length in cut(begin, end, size):
+            if found and found[-1][0] == part:
+                length += found.pop()[1]
+            found.append((part, length))
+    return found
+
+
+def flattened(found: Iterable[tuple[int, int]], bucket: int) -> int:
+    """Elements of the largest flat copy made to all-reduce the slices.
+
+    One slice is a view; several are copied together, as many as it takes to exceed the bucket
+    (``allreduce_and_scatter``, ``allreduce_bucket``).
+    """
+    largest = held = count = 0
+    for _, length in found:
+        held, count = held + length, count + 1
         if held > bucket:
-            largest = max(largest, held if slices > 1 else 0)
-            held = slices = 0
-    return max(largest, held if slices > 1 else 0)
+            largest = max(largest, held if count > 1 else 0)
+            held = count = 0
+    return max(largest, held if count > 1 else 0)

@@ -15,6 +15,18 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+Where = tuple[str, int, int]
+"""Pass, link, layer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gathered:
+    """Bytes gathered, by place and by weight; see ``Gathering``."""
+
+    peaks: dict[Where, int]
+    running: dict[Where, int]
+    closing: dict[int, int]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
@@ -27,7 +39,7 @@ class Call:
     """
 
     weights: tuple[int, ...]
-    where: tuple[str, int, int]
+    where: Where
     opens: bool
 
 
@@ -63,6 +75,9 @@ class Gathering:
         nbytes: bytes of every weight when gathered (padded to the number of ranks).
         resident: weights that stay gathered during the passes.
         flat: gathered weights are unpacked from a flat buffer (more than one rank).
+        peaks: most bytes gathered in every place.
+        running: bytes gathered once its last module has its weights and runs.
+        closing: weight → bytes gathered when its gradient is there, before its module frees it.
     """
 
     numels: Sequence[int]
@@ -71,7 +86,9 @@ class Gathering:
     limits: Limits
     calls: Sequence[Call]
     flat: bool = True
-    peaks: dict[tuple[str, int, int], int] = field(default_factory=dict)
+    peaks: dict[Where, int] = field(default_factory=dict)
+    running: dict[Where, int] = field(default_factory=dict)
+    closing: dict[int, int] = field(default_factory=dict)
     live: int = 0
     available: int = 0
     gathered: set[int] = field(default_factory=set)
@@ -82,8 +99,8 @@ class Gathering:
     uses: dict[int, list[int]] = field(default_factory=dict)
     passed: list[int] = field(default_factory=lambda: [0])
 
-    def run(self) -> dict[tuple[str, int, int], int]:
-        """Most bytes gathered in every place."""
+    def run(self) -> Gathered:
+        """Follow every call."""
         opened = [call for call in self.calls if call.opens]
         for step, call in enumerate(opened):
             self.passed.append(self.passed[-1] + sum(self.numels[w] for w in call.weights))
@@ -98,7 +115,9 @@ class Gathering:
             else:
                 self._release(call, step)
             self._change(0, call)
-        return self.peaks
+            if call.opens:
+                self.running[call.where] = self.live
+        return Gathered(peaks=self.peaks, running=self.running, closing=self.closing)
 
     def _fetch(self, call: Call, step: int) -> None:
         missing = [w for w in call.weights if w not in self.gathered and w not in self.buckets]
@@ -151,6 +170,8 @@ class Gathering:
 
     def _release(self, call: Call, step: int) -> None:
         for weight in call.weights:
+            if call.where[0] == "backward":
+                self.closing[weight] = self.live
             self.active[weight] -= 1
             if weight in self.resident or self.active[weight] or weight not in self.gathered:
                 continue

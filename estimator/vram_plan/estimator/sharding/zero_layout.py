@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from itertools import pairwise
 
 from vram_plan.estimator.chain import Link
-from vram_plan.estimator.sharding.zero_bucket import Reduction, flattened, reductions
+from vram_plan.estimator.sharding.zero_bucket import Reduction, cut, flattened, reductions, slices
 
 Key = tuple[int, int, str]
 """(link, layer, name) of a block's weight; (−1, −1, name) outside the blocks."""
 Structure = tuple["LinkShape", ...]
+_FIRST = frozenset({"self_attn", "mlp"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,16 +67,14 @@ class Arrival:
     Attributes:
         at: the weight whose gradient arrives then; None once the backward pass is over.
         within: gradients that are reduced.
-        first: first partition that it reaches.
-        last: last partition that it reaches.
+        parts: partitions that it reaches.
         copied: elements of the flat copy it makes.
         elements: that leave autograd's tensors for the bucket.
     """
 
     at: Piece | None
     within: tuple[Piece, ...]
-    first: int
-    last: int
+    parts: frozenset[int]
     copied: int
     elements: int
 
@@ -114,13 +112,28 @@ class Layout:
         return tuple(piece for piece in self.pieces if piece.trainable)
 
     @cached_property
-    def offsets(self) -> tuple[int, ...]:
-        """Where each trained weight begins in the flat buffer, and the end."""
-        total, found = 0, [0]
-        for piece in self.trained:
+    def flat(self) -> tuple[Piece, ...]:
+        """The weights that learn in the order of the flat buffer: as modules are registered.
+
+        transformers' Llama-like blocks register attention and MLP before their norms
+        (``models/llama/modeling_llama.py`` 5.23.0 LlamaDecoderLayer); others as they run.
+        """
+        late = [index for index, link in enumerate(self.structure) if _norms_last(link)]
+
+        def place(piece: Piece) -> tuple[int, int, bool]:
+            top = piece.key[2].partition(".")[0]
+            return piece.link, piece.layer, piece.link in late and top not in _FIRST
+
+        return tuple(sorted(self.trained, key=place))
+
+    @cached_property
+    def ranges(self) -> dict[Key, tuple[int, int]]:
+        """Where each trained weight begins and ends in the flat buffer."""
+        total, found = 0, {}
+        for piece in self.flat:
+            found[piece.key] = (total, total + piece.numel)
             total += piece.numel
-            found.append(total)
-        return tuple(found)
+        return found
 
     @cached_property
     def largest(self) -> int:
@@ -160,14 +173,21 @@ def layout_of(links: tuple[Link, ...], *, scale: float, width: int, code: float)
 @lru_cache(maxsize=1024)
 def spans(layout: Layout, size: int) -> dict[int, int]:
     """Partition → elements of all weights that lie in it, cut ones counted whole."""
-    firsts: dict[int, int] = {}
-    lasts: dict[int, int] = {}
-    for begin, end in pairwise(layout.offsets):
-        if end > begin:
-            for part in range(begin // size, (end - 1) // size + 1):
-                firsts.setdefault(part, begin)
-                lasts[part] = end
-    return {part: lasts[part] - begin for part, begin in firsts.items()}
+    found: dict[int, int] = {}
+    for begin, end in layout.ranges.values():
+        for part, _ in cut(begin, end, size):
+            found[part] = found.get(part, 0) + end - begin
+    return found
+
+
+@lru_cache(maxsize=1024)
+def largest_slices(layout: Layout, size: int) -> dict[int, int]:
+    """Partition → elements of the largest part of a weight in it."""
+    found: dict[int, int] = {}
+    for begin, end in layout.ranges.values():
+        for part, length in cut(begin, end, size):
+            found[part] = max(found.get(part, 0), length)
+    return found
 
 
 @lru_cache(maxsize=1024)
@@ -179,25 +199,28 @@ def arrivals(layout: Layout, size: int, bucket: int) -> tuple[Arrival, ...]:
 @lru_cache(maxsize=1024)
 def departures(layout: Layout, size: int, bucket: int) -> tuple[Arrival, ...]:
     """Reductions after the backward pass, in the order of the flat buffer."""
-    return tuple(_arrivals(layout, size, bucket, layout.trained, backward=False))
+    return tuple(_arrivals(layout, size, bucket, layout.flat, backward=False))
 
 
 def _arrivals(
     layout: Layout, size: int, bucket: int, order: tuple[Piece, ...], *, backward: bool
 ) -> Iterator[Arrival]:
-    count = len(order)
     for r in reductions([piece.numel for piece in order], bucket):
-        first, end = (count - r.end, count - r.first) if backward else (r.first, r.end)
-        begin, stop = layout.offsets[first], layout.offsets[end]
+        within = order[r.first : r.end]
+        found = slices((layout.ranges[piece.key] for piece in within), size)
         yield Arrival(
             at=_waits(order, r) if backward else None,
-            within=order[r.first : r.end],
-            first=begin // size,
-            last=(stop - 1) // size,
-            copied=flattened(begin, stop, size, bucket),
+            within=within,
+            parts=frozenset(part for part, _ in found),
+            copied=flattened(found, bucket),
             elements=0 if r.oversized else r.elements,
         )
 
 
 def _waits(order: tuple[Piece, ...], r: Reduction) -> Piece | None:
     return order[r.end] if r.end < len(order) else None
+
+
+def _norms_last(link: LinkShape) -> bool:
+    tops = {param.name.partition(".")[0] for param in link.params}
+    return link.layered and tops >= _FIRST

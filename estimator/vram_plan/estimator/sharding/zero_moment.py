@@ -31,32 +31,35 @@ def fullest(shares: Shares, candidates: Sequence[Candidate]) -> Candidate:
     """The reduction during which most is alive."""
 
     def total(candidate: Candidate) -> int:
-        at = candidate.at
         alive = 0
-        if at is not None:
-            made = shares.links[at.link].cost.backward.get("gradients", 0)
-            alive = shares.alive(at.link, at.layer, backward=True) - made
-            alive += shares.width * at.numel
+        if candidate.at is not None:
+            alive = shares.kept[candidate.at.link]
+            alive += candidate.at.layer * shares.saved[candidate.at.link]
+            alive += sum(inside(shares, candidate.at).values())
         return alive + candidate.copied + candidate.held
 
     return max(candidates, key=total)
 
 
-def activations_at(shares: Shares, at: Piece | None) -> Bytes:
-    """What earlier segments keep, and the fullest moment of this one's backward pass.
+def inside(shares: Shares, at: Piece) -> Bytes:
+    """Bytes by component in the segment of a weight when its gradient arrives.
 
-    Its own gradients are in the bucket by then, except the one that arrives. An upper bound:
-    part of the segment's activations may be gone already.
+    The segment's own gradients are in the bucket by then, except the one that arrives. Where the
+    moment is not known, the fullest one of the segment stands for it.
     """
+    found = shares.arriving.get((at.link, at.key[2]), shares.links[at.link].cost.backward)
+    return {**found, "gradients": shares.width * at.numel}
+
+
+def activations_at(shares: Shares, at: Piece | None) -> Bytes:
+    """What earlier segments keep, and what this one has at that moment."""
     if at is None:
         return {}
     alive: Bytes = {}
     for link in shares.links[: at.link]:
         _add(alive, link.cost.saved, link.count)
-    link = shares.links[at.link]
-    _add(alive, link.cost.saved, at.layer)
-    _add(alive, link.cost.backward, 1)
-    alive["gradients"] = shares.width * at.numel
+    _add(alive, shares.links[at.link].cost.saved, at.layer)
+    _add(alive, inside(shares, at), 1)
     return alive
 
 
@@ -80,7 +83,7 @@ def moment_entries(shares: Shares, chosen: Candidate, source: str) -> list[Entry
             if component == "gradients"
             else f"alive in {where} and before it while a bucket is reduced",
             bytes=nbytes,
-            formula="kept by earlier segments, and the fullest moment of this one",
+            formula="kept by earlier segments, and what this one has at that moment",
             source=TAPE_SOURCE,
             alive=alive,
         )

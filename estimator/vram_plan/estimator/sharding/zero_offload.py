@@ -67,11 +67,7 @@ def flat_offload_entries(shares: Shares) -> list[Entry]:
 
 def _in_partition(shares: Shares) -> list[int]:
     """Weights of the partition of the first rank."""
-    return [
-        piece.numel
-        for piece, begin in zip(shares.trained, shares.layout.offsets, strict=False)
-        if begin < shares.partition
-    ]
+    return [end - begin for begin, end in shares.layout.ranges.values() if begin < shares.partition]
 
 
 def divided_offload_entries(shares: Shares, groups: list[int]) -> list[Entry]:

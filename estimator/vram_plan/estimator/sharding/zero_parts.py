@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 
 from vram_plan.estimator.chain import Link
@@ -9,7 +10,8 @@ from vram_plan.estimator.config import TrainConfig
 from vram_plan.estimator.inventory import Inventory, Weight
 from vram_plan.estimator.optimizers import States, optimizer_states
 from vram_plan.estimator.sharding.base import Rank
-from vram_plan.estimator.sharding.zero_layout import Layout, Piece, layout_of, spans
+from vram_plan.estimator.sharding.zero_layout import Layout, Piece, largest_slices, layout_of, spans
+from vram_plan.estimator.simulate import Bytes
 from vram_plan.estimator.tape import ROUNDING_BYTES
 
 REDUCTION = "gradient_reduction"
@@ -92,6 +94,15 @@ class Shares:
         return max(self.partition, max(self.spans.values(), default=0))
 
     @cached_property
+    def norms(self) -> int:
+        """Bytes of the fullest rank's gradients and of the fp64 copy for a norm, under ZeRO 1, 2.
+
+        A rank copies the part of a weight that is its own.
+        """
+        largest = largest_slices(self.layout, max(1, self.partition))
+        return max((self.width * self.spans[p] + FP64 * n for p, n in largest.items()), default=0)
+
+    @cached_property
     def saved(self) -> tuple[int, ...]:
         """Bytes of activations that one repetition of every segment keeps."""
         return tuple(sum(link.cost.saved.values()) for link in self.links)
@@ -117,10 +128,33 @@ class Shares:
         """Bytes of activations at the fullest moment of one segment's pass."""
         return self.kept[link] + layer * self.saved[link] + self.inside[link][backward]
 
+    @cached_property
+    def entered(self) -> tuple[int, ...]:
+        """Bytes of the tensor that every segment reads."""
+        inputs = [link.run.entered if link.run else None for link in self.links]
+        return tuple(rounded(one.nbytes) if one else 0 for one in inputs)
+
+    @cached_property
+    def arriving(self) -> dict[tuple[int, str], Bytes]:
+        """(link, weight) → bytes by component in its segment when its gradient arrives."""
+        return {
+            (index, param.name): {**param.alive}
+            for index, link in enumerate(self.links)
+            for param in link.cost.params
+            if param.alive is not None
+        }
+
     def states(self, elements: int) -> States:
-        """Optimizer states over one flat fp32 tensor of ``elements``."""
+        """Optimizer states over one flat fp32 tensor of ``elements``.
+
+        A size class is nominal: its states are not rounded up as a tensor's are.
+        """
         name = "adamw-fused" if self.config.optimizer == "adamw" else self.config.optimizer
-        return optimizer_states(name, [flat_weight(elements)], itemsize=FP32)
+        if self.inventory.scale == 1:
+            return optimizer_states(name, [flat_weight(elements)], itemsize=FP32)
+        whole = rounded(elements)
+        found = optimizer_states(name, [flat_weight(whole)], itemsize=FP32)
+        return replace(found, nbytes=round(found.nbytes * elements / max(1, whole)))
 
 
 def flat_weight(elements: int) -> Weight:

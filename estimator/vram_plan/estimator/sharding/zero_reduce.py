@@ -114,23 +114,19 @@ def _allocated(shares: Shares, r: Arrival) -> int:
         return 0
     if separate:
         return shares.grad_width * shares.partition
-    return shares.width * max(shares.spans.get(part, 0) for part in range(r.first, r.last + 1))
+    return shares.width * max(shares.spans[part] for part in r.parts)
 
 
 def _after_backward(shares: Shares) -> Iterator[Candidate]:
-    """Stage 1: the first rank's partition is allocated while most gradients are still there.
+    """Stage 1: a rank's partition is allocated while many other gradients are still there.
 
     Those in the bucket have left where autograd put them; larger ones stay to the end.
     """
-    width = shares.width
+    width, left, own = shares.width, 0, 0
     bucket = shares.config.zero_sizes.reduce_bucket_size
-    own = 0 if shares.offloaded else width * shares.span
-    left = freed = 0
-    for number, r in enumerate(departures(shares.layout, max(1, shares.partition), bucket)):
+    for r in departures(shares.layout, max(1, shares.partition), bucket):
         left += width * r.elements
-        if not r.elements and r.first == 0:
-            freed += width * r.within[0].numel
-        yield Candidate(at=None, copied=max(0, _copied(shares, r) - left), held=0)
-        if not number:
-            yield Candidate(at=None, copied=max(0, own - left), held=0)
-    yield Candidate(at=None, copied=max(0, own - left - freed), held=0)
+        yield Candidate(at=None, copied=max(0, own + _copied(shares, r) - left), held=0)
+        if not shares.offloaded:
+            own = max(own, *(width * shares.spans[part] for part in r.parts))
+        yield Candidate(at=None, copied=max(0, own - left), held=0)

@@ -1,0 +1,97 @@
+"""What one segment is run with, and what it costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vram_plan.estimator.carried import Carried
+from vram_plan.estimator.segment import Composition, Segment
+from vram_plan.estimator.tape import Param
+from vram_plan.estimator.treatment import Treatment
+from vram_plan.profiles.model import ModelSpec
+
+Bytes = dict[str, int]
+"""Bytes by component."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Boundary:
+    """The tensor that passes from one segment to the next."""
+
+    numel: int
+    itemsize: int
+    requires_grad: bool
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor."""
+        return self.numel * self.itemsize
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """What one segment is run with; equal runs have equal costs.
+
+    Attributes:
+        batch: sequences in the micro-batch on this rank.
+        seq: tokens of one of them on this rank.
+        source_seq: tokens the encoder reads (0 without one).
+        layer: index of the block.
+        entered: the tensor it reads; None for token ids.
+        checkpoint: ``none``, ``full``, ``selective`` or ``offload`` for this segment, or
+            ``page-out``: nothing is recomputed, what is saved goes to the host.
+        keeps_gradients: weight gradients stay until the optimizer step; False where an engine
+            moves them to a bucket at once or where they are added to those already there.
+        carried: tensors of earlier segments that live while this one runs.
+        awaited: names that later segments read.
+        input_gradients: the looked-up tokens are made to require a gradient although their table
+            does not learn, as libraries do for checkpointed models
+            (``enable_input_require_grads``, transformers 5.23.0 ``modeling_utils.py``).
+    """
+
+    spec: ModelSpec
+    how: Treatment
+    segment: Segment
+    composition: Composition
+    batch: int
+    seq: int
+    source_seq: int = 0
+    layer: int = -1
+    entered: Boundary | None = None
+    checkpoint: str = "none"
+    keeps_gradients: bool = True
+    carried: tuple[Carried, ...] = ()
+    awaited: frozenset[str] = frozenset()
+    input_gradients: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """What one segment costs, in bytes by component.
+
+    Attributes:
+        params: its weights (of the base model and of the method) on this rank.
+        saved: alive after its forward pass, its input included, its output not.
+        cast: what lives until the loss is there, beyond what is in ``saved``: low-precision
+            copies of weights that autocast keeps, keys and values in a cache.
+        forward: the fullest moment of its forward pass.
+        backward: the fullest moment of its backward pass, recomputation included.
+        gradients: bytes of weight gradients it leaves behind.
+        left: the tensor it hands on.
+        produced: what it made for later segments, by name.
+        kept: names of carried tensors whose bytes are in ``saved``.
+        host: bytes it sends to host memory until its backward pass.
+        attached: bytes among ``saved`` that live until the whole backward pass is over.
+    """
+
+    params: tuple[Param, ...]
+    saved: Bytes
+    cast: Bytes
+    forward: Bytes
+    backward: Bytes
+    gradients: int
+    left: Boundary
+    produced: tuple[tuple[str, Boundary], ...] = ()
+    kept: frozenset[str] = frozenset()
+    host: int = 0
+    attached: int = 0

@@ -1,0 +1,183 @@
+"""What PyTorch's allocator reserves: the plan's own timeline, replayed through its model.
+
+Two steps are replayed from the loading of the weights on: optimizer states are born in the first
+and lie between what the first step left free. Nothing is fitted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+from vram_plan.estimator.allocator import AllocatorSettings, Change, Replay, replay
+from vram_plan.estimator.chain import Link
+from vram_plan.estimator.config import TrainConfig
+from vram_plan.estimator.inventory import Weight, take_inventory
+from vram_plan.estimator.optimizers import optimizer_states
+from vram_plan.estimator.overhead import overhead_bytes, workspace_bytes
+from vram_plan.estimator.quantization import packed_bytes
+from vram_plan.estimator.rank import Passes as RankPasses
+from vram_plan.estimator.rank import run_passes
+from vram_plan.estimator.timeline import Passes, Piece, Timeline, pieces_of
+
+__all__ = ["replay_run", "reserved_bytes", "run_changes"]
+
+STEPS = 2
+BUCKET_BYTES = 25 * 2**20
+"""DDP's ``bucket_cap_mb`` (torch 2.13.0 ``torch/nn/parallel/distributed.py``)."""
+NORM_BYTES = 4
+QUANTIZED_ON_LOAD = frozenset({"nf4", "fp4", "int8"})
+"""bitsandbytes quantizes on the device (0.50.2 ``nn/modules.py`` ``Params4bit._quantize``)."""
+
+
+def reserved_bytes(config: TrainConfig, allocated: int) -> int:
+    """The most that the allocator holds during the run.
+
+    Where the GPU is known and cannot give all that is asked for, the allocator gives cached
+    segments back on the way; where even that does not help, it is what a larger GPU would see.
+
+    Args:
+        config: every option, resolved; ``overhead.is_modelled`` holds.
+        allocated: the plan's peak. The replay's differs where a size class is scaled to its
+            nominal parameters.
+    """
+    changes = run_changes(config)
+    found = replay(changes)
+    if config.gpu is not None:
+        limit = config.gpu.usable_bytes - overhead_bytes(config) + 2 * workspace_bytes(config)
+        if found.reserved_peak_bytes > limit:
+            bound = replay(changes, limit_bytes=limit)
+            found = bound if bound.outcome == "ok" else found
+    seen = found.stats.requested_peak - 2 * workspace_bytes(config)
+    return found.reserved_peak_bytes + max(allocated - seen, 0)
+
+
+def replay_run(
+    config: TrainConfig,
+    settings: AllocatorSettings | None = None,
+    limit_bytes: int | None = None,
+) -> Replay:
+    """Replay a run.
+
+    Args:
+        config: every option, resolved; ``overhead.is_modelled`` holds.
+        settings: the allocator's; PyTorch's defaults when None.
+        limit_bytes: what the device can hand out; None: all that is asked for.
+    """
+    return replay(run_changes(config), settings, limit_bytes)
+
+
+def run_changes(config: TrainConfig) -> list[Change]:
+    """Every change of the loading and of two steps."""
+    return _Run(config).changes()
+
+
+class _Run:
+    """Writes the timeline of one configuration."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+        self.timeline = Timeline()
+        self.passes = Passes(self.timeline)
+        self.first = run_passes(config, keeps_gradients=True)
+        self.pieces = list(pieces_of(self.first.links))
+        self.later: list[Piece] = []
+        if config.grad_accum > 1:
+            self.later = list(pieces_of(run_passes(config, keeps_gradients=False).links))
+        self.trainable: list[Weight] = []
+        self.workspaces = 0
+
+    def changes(self) -> list[Change]:
+        """Load, then step twice."""
+        self._load()
+        if self.config.engine == "ddp":
+            self._buckets()
+        for step in range(STEPS):
+            self._micro_batch(self.pieces)
+            if self.later:
+                self._micro_batch(self.later)
+            self._update(first=step == 0)
+        return self.timeline.changes
+
+    def _load(self) -> None:
+        """Weights in the model's order; a quantized one is on the device in 16 bits before."""
+        config, timeline = self.config, self.timeline
+        for weight in _in_order(self.first.links):
+            if weight.trainable:
+                self.trainable.append(weight)
+            if not weight.packed:
+                timeline.take(weight.numel * weight.itemsize)
+                continue
+            whole = timeline.take(
+                weight.numel * 2 if config.quantization in QUANTIZED_ON_LOAD else 0
+            )
+            rows, columns = weight.shape[0], weight.shape[1]
+            packed = packed_bytes(config.quantization, columns, rows, double=config.double_quant)
+            codes = min(packed, weight.numel // (1 if config.quantization == "int8" else 2))
+            timeline.take(codes)
+            if packed > codes:
+                timeline.take(packed - codes)
+            timeline.give(whole)
+
+    def _buckets(self) -> None:
+        left = sum(weight.numel * weight.itemsize for weight in self.trainable)
+        while left > 0:
+            self.timeline.take(min(left, BUCKET_BYTES))
+            left -= BUCKET_BYTES
+
+    def _micro_batch(self, pieces: list[Piece]) -> None:
+        timeline, passes = self.timeline, self.passes
+        found: RankPasses = self.first
+        inputs = [timeline.take(found.inputs // 2) for _ in range(2)]
+        kept, passing = timeline.take(found.shared), timeline.take(found.passing)
+        self._workspace()
+        passes.forward(pieces)
+        timeline.give(passing)
+        self._workspace()
+        passes.backward(pieces)
+        timeline.give(kept)
+        timeline.give_all(inputs)
+
+    def _workspace(self) -> None:
+        """The forward and the autograd thread take one each, when they first multiply."""
+        if self.workspaces < 2:
+            self.workspaces += 1
+            self.timeline.take(workspace_bytes(self.config))
+
+    def _update(self, *, first: bool) -> None:
+        """Clip, step, and drop the gradients."""
+        timeline = self.timeline
+        timeline.scratch([NORM_BYTES] * len(self.trainable))
+        states = [self._states(weight) for weight in self.trainable]
+        if first:
+            for nbytes, _, pieces in states:
+                for _ in range(pieces):
+                    timeline.take(nbytes // pieces)
+        whole = optimizer_states(self.config.optimizer, self.trainable).step
+        steps = [step for _, step, _ in states if step]
+        if whole == sum(steps):
+            timeline.scratch(steps)
+        else:
+            for step in steps:
+                timeline.scratch([step])
+        timeline.give_all(self.passes.gradients)
+
+    def _states(self, weight: Weight) -> tuple[int, int, int]:
+        """Bytes of one weight's states, of the temporaries of its step, and the states' number."""
+        name = self.config.optimizer
+        found = optimizer_states(name, [weight])
+        if found.paged:
+            return 0, found.step, 1
+        return found.nbytes, found.step, 2 if "adam" in name else 1
+
+
+def _in_order(links: Iterable[Link]) -> Iterator[Weight]:
+    """The weights as the model lists them, tied ones once."""
+    seen: set[str] = set()
+    for link in links:
+        weights = take_inventory((link,)).weights
+        for _ in range(link.count):
+            for weight in weights:
+                if weight.layered or weight.name not in seen:
+                    seen.add(weight.name)
+                    yield replace(weight, count=1)
