@@ -13,6 +13,8 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("llama", {"offload": "activations", "loss": "chunked", "grad_accum": 2}),
     ("llama", {"method": "lora", "quantization": "nf4", "optimizer": "paged-adamw-8bit"}),
     ("gpt2", {"dtype": "fp32", "autocast": "bf16", "attention": "eager"}),
+    ("llama", {"method": "prefix"}),
+    ("llama", {"method": "p-tuning"}),
     ("bert", {"method": "lora", "attention": "sdpa"}),
     ("t5", {"attention": "eager"}),
 ]

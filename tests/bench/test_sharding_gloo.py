@@ -29,7 +29,6 @@ CASES: dict[str, dict[str, Any]] = {
     "fsdp2, kept gathered": {"engine": "fsdp2", "ranks": 2, "fsdp": "grad-op", "grad_accum": 2},
     "fsdp2, adapters": {"engine": "fsdp2", "ranks": 2, "method": "lora"},
     "tp": {"tp": 2},
-    "tp, checkpoints": {"tp": 2, "checkpointing": "full"},
 }
 
 #: The CPU multiplies bf16 matrices by way of an fp32 copy of the result; GPUs have units for it.

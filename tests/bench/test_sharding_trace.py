@@ -79,6 +79,15 @@ def test_hybrid_sharding_divides_within_a_node(shapes: dict[str, dict[str, Any]]
     assert hybrid.components("step") == pytest.approx(node.components("step"), abs=2048)
 
 
+def test_4_bit_weights_are_sharded_as_words(shapes: dict[str, dict[str, Any]]) -> None:
+    options: dict[str, Any] = {"method": "lora", "quantization": "nf4", "engine": "fsdp2"}
+    trace = traced(shapes["llama"], ranks=4, **options)
+    block = 2 * (2 * 256 * 256 + 2 * 256 * 128 + 3 * 256 * 512)
+    codes = [b for b in trace.start_blocks if b.shape[1:] == (1,) and b.op == "new_zeros"]
+    assert sum(b.bytes for b in codes) == block // 2 // 4
+    assert {b.dtype for b in codes} == {"bf16"}
+
+
 def test_tensor_parallel_divides_every_layer(shapes: dict[str, dict[str, Any]]) -> None:
     alone, half = traced(shapes["llama"]), traced(shapes["llama"], tp=2)
     assert half.parameters == alone.parameters
@@ -103,6 +112,7 @@ def test_no_process_group_is_left(shapes: dict[str, dict[str, Any]]) -> None:
         ({"engine": "ddp", "ranks": 2, "compute_dtype": "bf16"}, "it is FSDP's; use autocast"),
         ({"engine": "fsdp1", "fsdp": "hybrid-shard"}, "choose engine fsdp2"),
         ({"engine": "fsdp2", "ranks": 12, "fsdp": "hybrid-shard"}, "12 ranks are not divisible"),
+        ({"engine": "fsdp2", "quantization": "int8"}, "cannot shard integer weights"),
         ({"engine": "zero"}, "engine 'zero' is not one of"),
         ({"ranks": 0}, "ranks must be at least 1"),
     ],

@@ -21,7 +21,7 @@ def seconds(job: Job, hertz: float) -> float:
     ended = launch(job, hertz=hertz)
     if ended.result is None or ended.failure is not None:
         raise SystemExit(f"the run failed: {ended.failure}")
-    return statistics.median(ended.result["step_seconds"])
+    return float(statistics.median(ended.result["step_seconds"]))
 
 
 def main() -> None:

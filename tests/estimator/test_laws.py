@@ -111,15 +111,16 @@ def test_peak_never_falls_with_rank(options: dict[str, object], rank: int) -> No
 @COMMON
 @given(configurations)
 def test_saved_activations_never_rise_with_checkpointing(options: dict[str, object]) -> None:
-    saved = []
-    for level in choices.CHECKPOINTINGS:
+    # Checkpointing makes the looked-up tokens require a gradient (transformers 5.23.0
+    # modeling_utils.py), so blocks at the bottom that learn nothing keep something only then.
+    frozen = options.get("method") in {"freeze", "bitfit"}
+    levels, saved = choices.CHECKPOINTINGS[1:] if frozen else choices.CHECKPOINTINGS, []
+    for level in levels:
         config = _plan(options, checkpointing=level).config
         passes = run_passes(config, keeps_gradients=True)
         layers = [link for link in passes.links if link.segment.kind == "layer"]
         saved.append(sum(sum(link.cost.saved.values()) * link.count for link in layers))
-    assert saved == sorted(saved, reverse=True), dict(
-        zip(choices.CHECKPOINTINGS, saved, strict=True)
-    )
+    assert saved == sorted(saved, reverse=True), dict(zip(levels, saved, strict=True))
 
 
 @COMMON

@@ -71,3 +71,11 @@ def test_updating_in_the_backward_pass_keeps_no_gradients() -> None:
     assert without.memory.allocated_bytes - found.memory.allocated_bytes > weights
     with pytest.raises(ValueError, match="--optimizer-in-backward is planned for"):
         plan("llama-2-7b", **options, optimizer_in_backward=True, grad_accum=2)
+
+
+def test_eight_bits_of_gptq_are_twice_four() -> None:
+    def packed(kind: str) -> int:
+        found = plan("llama-2-7b", method="lora", seq_len=128, quantization=kind)
+        return sum(e.bytes for e in found.memory.ledger.entries if e.name.endswith(kind))
+
+    assert packed("gptq8") == pytest.approx(2 * packed("gptq4"), rel=0.02)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vram_plan.profiles import stack as switches
+from vram_plan.profiles import switches
 from vram_plan.profiles.stack import REFERENCE, Stack, parse_stack, version_number
 
 

@@ -90,6 +90,7 @@ def test_the_file_is_read_as_it_was_written(tmp_path: Path) -> None:
 def test_the_projects_own_file() -> None:
     found = load_calibration()
     assert found.sources
+    assert 0.88 <= found.coverage <= 0.93
     for fit in found.device.values():
         assert fit.rows >= 12
         assert fit.low < 1.1

@@ -1,5 +1,6 @@
 """From a measured row to a model, options and the figure it is compared with."""
 
+import random
 from dataclasses import replace
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 from vram_plan.estimator.planner import count_parameters, plan_config
 from vram_plan.estimator.resolve import resolve
 from vram_plan.profiles.measured import Row, read_rows
+from vram_plan.profiles.measured_row import COLUMNS
 from vram_plan.reports.validate.judge import compare, predicted_bytes, stage_of
 from vram_plan.reports.validate.lora_names import lora_targets
 from vram_plan.reports.validate.model_of_row import model_of_row, parameters
@@ -60,6 +62,13 @@ def test_a_shape_of_columns_has_the_parameters_of_the_row(number: str) -> None:
     row = ROWS[number]
     assert row.params is not None
     assert parameters(model_of_row(row)) == pytest.approx(row.params, rel=0.01)
+
+
+def test_a_shape_of_another_architecture_is_no_model() -> None:
+    row = ROWS["mcore-020"]
+    assert row.params is not None
+    with pytest.raises(ValueError, match="parameters, the row says"):
+        model_of_row(replace(row, params=2 * row.params))
 
 
 def test_own_count_of_parameters_is_the_estimators() -> None:
@@ -117,6 +126,11 @@ def test_what_is_not_stated_is_left_to_the_default() -> None:
 def test_micro_batches_follow_from_the_global_batch() -> None:
     row = replace(LLAMA, engine="ddp", gpus=4, data_parallel=4, global_batch=64, grad_accum=None)
     assert options(row)["grad_accum"] == 16
+
+
+@pytest.mark.parametrize(("number", "ep"), [("mcore-097", 2), ("mcore-105", 1), ("mcore-093", 4)])
+def test_expert_ranks_that_take_tensor_ranks(number: str, ep: int) -> None:
+    assert options(ROWS[number])["ep"] == ep
 
 
 def test_libraries_nobody_knows_do_not_hinder() -> None:
@@ -226,3 +240,19 @@ def test_what_is_predicted_grows_with_the_batch() -> None:
         large = resolve(model, options(replace(row, micro_batch=2 * row.micro_batch)))
         peaks = [plan_config(one).memory.allocated_bytes for one in (small, large)]
         assert peaks[0] <= peaks[1]
+
+
+def test_rows_nobody_ran_are_skipped_with_a_reason_or_predicted() -> None:
+    """Fields of other rows put into a row: never anything but a reason or a positive figure."""
+    chance = random.Random(3)
+    every = [row for row in ROWS.values() if row.micro_batch and row.seq_len]
+    names = [name for name in COLUMNS if name not in {"id", "group", "outcome", "quality"}]
+    for _ in range(250):
+        row = chance.choice(every)
+        for name in chance.sample(names, 4):
+            row = replace(row, **{name: getattr(chance.choice(every), name)})
+        result = validate([row])
+        assert len(result.skipped) == (not result.comparisons and not result.outcomes)
+        for one in result.comparisons:
+            if one.metric.startswith("allocated"):
+                assert one.predicted > 0

@@ -12,7 +12,7 @@ from vram_plan.estimator.config import TrainConfig
 from vram_plan.estimator.methods.lora import Lora
 from vram_plan.estimator.methods.targets import ALL_LINEAR, ATTENTION
 from vram_plan.estimator.treatment import Treatment
-from vram_plan.profiles.hf_config import CUSTOM_TYPES, from_hf_config, read_config
+from vram_plan.profiles.hf_config import CUSTOM_TYPES, read_config
 from vram_plan.profiles.model import ModelSpec
 from vram_plan.profiles.models import find_entry
 
@@ -150,8 +150,10 @@ def _refuse(config: TrainConfig) -> None:
             f"dry-run --method {config.method}: PEFT has no such method; plan it without dry-run"
         )
     _refuse_engine(config)
-    if config.quantization == "gptq4":
-        raise ValueError("dry-run --quantization gptq4: its kernels are not traced; choose nf4")
+    if config.quantization in {"gptq4", "gptq8"}:
+        raise ValueError(
+            f"dry-run --quantization {config.quantization}: its kernels are not traced; choose nf4"
+        )
     if config.attention == "block-sparse":
         raise ValueError("dry-run --attention block-sparse: transformers has none; choose flash")
     if config.fused_kernels:

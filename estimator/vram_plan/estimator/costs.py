@@ -82,6 +82,7 @@ class Cost:
         kept: names of carried tensors whose bytes are in ``saved``.
         host: bytes it sends to host memory until its backward pass.
         attached: bytes among ``saved`` that live until the whole backward pass is over.
+        early: bytes of weight gradients that the loss itself makes.
     """
 
     params: tuple[Param, ...]
@@ -95,3 +96,4 @@ class Cost:
     kept: frozenset[str] = frozenset()
     host: int = 0
     attached: int = 0
+    early: int = 0

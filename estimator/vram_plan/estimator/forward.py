@@ -109,7 +109,7 @@ class Forward:
                 shape=shape,
                 itemsize=self.how.adapter_bytes,
                 trainable=trainable and self.how.training,
-                accumulates=not self.keeps_gradients,
+                accumulates=not self.keeps_gradients or self.how.method.regularizes(name),
                 added=True,
             )
         return found

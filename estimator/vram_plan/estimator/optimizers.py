@@ -153,7 +153,7 @@ def _adafactor(groups: Groups, scale: float) -> States:
     """
     total, step, before = 0.0, 0, 0
     for w, size in groups:
-        sums = (w.numel,)
+        sums: tuple[int, ...] = (w.numel,)
         if len(w.shape) > 1:
             sums = (w.numel // w.shape[-1], w.numel // w.shape[-2])
         total += sum(_sized(w, FP32 * each, scale) for each in sums)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from vram_plan.estimator.tape import ROUNDING_BYTES
 
@@ -10,6 +11,7 @@ BNB_BLOCK = 64
 """Weights per fp32 scale of NF4 and FP4 (bitsandbytes 0.50.2 ``nn/modules.py`` Params4bit)."""
 NESTED_BLOCK = 256
 """Scales per fp32 scale of scales under double quantization (arXiv:2305.14314, section 3)."""
+GPTQ_BITS = {"gptq4": 4, "gptq8": 8}
 GPTQ_GROUP = 128
 """Inputs per scale and zero point (GPTQ's ``group_size`` in transformers 5.23.0 GPTQConfig)."""
 SOURCES = {
@@ -17,6 +19,7 @@ SOURCES = {
     "fp4": "bitsandbytes 0.50.2 functional.py quantize_4bit",
     "int8": "bitsandbytes 0.50.2 nn/modules.py Int8Params",
     "gptq4": "GPTQModel nn_modules/qlinear: qweight, qzeros, scales, g_idx",
+    "gptq8": "GPTQModel nn_modules/qlinear: qweight, qzeros, scales, g_idx",
 }
 
 
@@ -44,27 +47,28 @@ def _int8(inputs: int, outputs: int, double: bool) -> int:
     return _rounded(inputs * outputs) + _rounded(4 * outputs)
 
 
-def _gptq4(inputs: int, outputs: int, double: bool) -> int:
-    """Half a byte a weight; an fp16 scale and half a byte of zero point per group; int32 g_idx."""
+def _gptq(bits: int, inputs: int, outputs: int, double: bool) -> int:
+    """``bits`` a weight; an fp16 scale and a zero point of ``bits`` per group; int32 g_idx."""
     groups = -(-inputs // GPTQ_GROUP)
-    scales = _rounded(2 * groups * outputs) + _rounded(groups * outputs // 2)
-    return _rounded(inputs * outputs // 2) + scales + _rounded(4 * inputs)
+    scales = _rounded(2 * groups * outputs) + _rounded(groups * outputs * bits // 8)
+    return _rounded(inputs * outputs * bits // 8) + scales + _rounded(4 * inputs)
 
 
 def code_bytes(kind: str, numel: int) -> float:
     """Bytes that FSDP divides where codes are parameters; scales are not among them.
 
-    4-bit codes; for GPTQ codes and zero points (``qweight`` and ``qzeros`` of
+    4-bit codes (8 for ``gptq8``); for GPTQ codes and zero points (``qweight`` and ``qzeros`` of
     ``PATCH_FOR_FSDP_TRITON_V2``, fms-acceleration ``fms_acceleration_peft/autogptq_utils.py``).
     """
-    return numel / 2 + (numel / GPTQ_GROUP / 2 if kind == "gptq4" else 0)
+    bits = GPTQ_BITS.get(kind, 4)
+    return numel * bits / 8 + (numel / GPTQ_GROUP * bits / 8 if kind in GPTQ_BITS else 0)
 
 
 _BYTES: dict[str, Callable[[int, int, bool], int]] = {
     "nf4": _four_bit,
     "fp4": _four_bit,
     "int8": _int8,
-    "gptq4": _gptq4,
+    **{kind: partial(_gptq, bits) for kind, bits in GPTQ_BITS.items()},
 }
 
 

@@ -20,7 +20,7 @@ from vram_plan.estimator.simulate import RECOMPUTED
 from vram_plan.estimator.step import gradient_bytes, pass_entries
 from vram_plan.estimator.tape import ROUNDING_BYTES
 from vram_plan.estimator.treatment import Treatment
-from vram_plan.profiles import stack as switches
+from vram_plan.profiles import switches
 from vram_plan.profiles.model import ModelSpec
 
 _AUTHORS = frozenset({"litgpt"})
@@ -82,6 +82,8 @@ def treat(config: TrainConfig) -> Treatment:
             config.stack, config.model.model_type, config.attention
         ),
         reentrant=switches.reentrant_checkpoints(config.stack),
+        widens_outputs=config.autocast and switches.widens_outputs(config.stack),
+        keeps_presents=switches.keeps_presents(config.stack, config.model.model_type),
         lora_dropout=config.lora_dropout,
         tensor=config.tp,
         expert=config.ep,

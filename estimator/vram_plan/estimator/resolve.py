@@ -18,7 +18,7 @@ from vram_plan.estimator.choices import (
 from vram_plan.estimator.config import DEFAULT_VIRTUAL_TOKENS, TrainConfig, ZeroSizes
 from vram_plan.estimator.methods.registry import check_method
 from vram_plan.estimator.refusals import refuse
-from vram_plan.profiles import stack as switches
+from vram_plan.profiles import switches
 from vram_plan.profiles.model import ModelSpec
 from vram_plan.profiles.stack import Stack, parse_stack
 
@@ -149,6 +149,9 @@ def _resolve_method(model: ModelSpec, values: dict[str, Any], notes: list[str]) 
     if method in LORA_FAMILY:
         values.setdefault("lora_targets", "all-linear")
         values.setdefault("lora_dropout", switches.lora_dropout(values["stack"]))
+        rank = switches.lora_rank(values["stack"], model.name)
+        if rank is not None:
+            values.setdefault("lora_rank", rank)
     for name, value in _METHOD_DEFAULTS.get(method, {}).items():
         values.setdefault(name, value)
     if method == "freeze" and "freeze_layers" not in values:

@@ -52,18 +52,8 @@ def play(run: Run, watcher: Watcher | None = None) -> Cost:
     cast, saved = _leave_autocast(f)
     _tell(watcher, "backward", f, leaf)
     kept = borrowed.kept() | first.kept()
-    waiting = _await_gradients(run, first, borrowed)
-    made = first
-    if recomputes and first.node is not None and run.how.reentrant:
-        made = _recompute_within(f, run, entered[0], borrowed, waiting)
-    elif recomputes and first.node is not None:
-        made = _recompute(f, run, entered[0], borrowed)
-        made.receive(waiting)
-        f.t.play()
-    elif first.node is not None:
-        made.receive(waiting)
-        f.t.backward(first.node, first.left.numel, first.left.itemsize)
-    elif recomputes:
+    made = _go_back(f, run, first, entered, borrowed)
+    if recomputes and first.node is None:
         saved, kept = {}, frozenset()
     host = f.t.paged_bytes
     if run.checkpoint == "offload" and run.entered is not None and saved:
@@ -84,7 +74,31 @@ def play(run: Run, watcher: Watcher | None = None) -> Cost:
         kept=kept,
         host=host,
         attached=sum(storage.nbytes for storage in set(f.t.attached)),
+        early=_early_gradients(f) if run.keeps_gradients else 0,
     )
+
+
+def _go_back(
+    f: Forward, run: Run, first: _Made, entered: list[Tensor], borrowed: Borrowed
+) -> _Made:
+    """The backward pass, behind a second forward pass where the segment is recomputed.
+
+    Returns:
+        What the forward pass made whose gradients came back.
+    """
+    waiting = _await_gradients(run, first, borrowed)
+    if first.node is None:
+        return first
+    if run.checkpoint not in RECOMPUTED:
+        first.receive(waiting)
+        f.t.backward(first.node, first.left.numel, first.left.itemsize)
+        return first
+    if run.how.reentrant:
+        return _recompute_within(f, run, entered[0], borrowed, waiting)
+    made = _recompute(f, run, entered[0], borrowed)
+    made.receive(waiting)
+    f.t.play()
+    return made
 
 
 def _tell(watcher: Watcher | None, place: str, f: Forward, leaf: Node | None) -> None:
@@ -202,6 +216,11 @@ def _take_gradients(f: Forward) -> int:
             nbytes += param.grad.storage.nbytes
         param.grad = None
     return nbytes
+
+
+def _early_gradients(f: Forward) -> int:
+    learning = (p for p in f.params.values() if p.trainable and f.how.method.regularizes(p.name))
+    return sum(-(-p.numel * p.itemsize // ROUNDING_BYTES) * ROUNDING_BYTES for p in learning)
 
 
 def _entered(f: Forward, run: Run) -> Tensor:

@@ -62,6 +62,7 @@ def _all_moments(links: tuple[Link, ...]) -> Iterator[Moment]:
     cast: Bytes = {}
     layers = [i for i, link in enumerate(links) if link.segment.kind == "layer"]
     gradients_after = _suffix_sums([link.cost.gradients * link.count for link in links])
+    early = sum(link.cost.early * link.count for link in links)
     attached_after = _suffix_sums([link.cost.attached * link.count for link in links])
     for i, link in enumerate(links):
         cost, kind = link.cost, link.segment.kind
@@ -79,7 +80,7 @@ def _all_moments(links: tuple[Link, ...]) -> Iterator[Moment]:
             beside=link.beside_forward,
         )
         if cost.backward:
-            later = gradients_after[i + 1]
+            later = gradients_after[i + 1] + early
             last = _instant(kind, i == layers[-1] if layers else False)
             attached = {"activations": attached_after[i + 1]}
             yield Moment(
@@ -185,4 +186,4 @@ def _kept_formula(links: tuple[Link, ...], where: str) -> str:
 
 def gradient_bytes(links: tuple[Link, ...]) -> int:
     """All weight gradients that the backward pass leaves."""
-    return sum(link.cost.gradients * link.count for link in links)
+    return sum((link.cost.gradients + link.cost.early) * link.count for link in links)

@@ -163,16 +163,9 @@ class Tape:
             self.tail = len(self.nodes)
 
     def attach(self, storage: Storage | None) -> None:
-        """Keep ``storage`` until the whole backward pass is over.
-
-        What a Python function hangs on its context without ``save_for_backward`` is not freed
-        when its node has run, but with the graph, that is with the loss; checkpoints do not see
-        it either (torch 2.13.0 ``torch/csrc/autograd/python_function.cpp`` release_variables
-        clears saved variables alone). What a recomputation hangs there goes with it.
-        """
-        if storage is None or self.rehearses:
-            return
-        (self.attached if self.passing is None else self.passing).append(storage)
+        """Keep what a Python function's context has as an attribute: no node frees it."""
+        if storage is not None and not self.rehearses:
+            (self.attached if self.passing is None else self.passing).append(storage)
 
     def needs(self, *edges: "Node | Param | None") -> bool:
         """Whether an operator with these edges will be recorded."""
@@ -218,7 +211,7 @@ class Tape:
 
     @contextmanager
     def checkpointed(self) -> Iterator[None]:
-        """Run without keeping what is saved: the first forward of a checkpointed segment."""
+        """Run without keeping what is saved: the first forward of a checkpoint."""
         self.forgets = True
         try:
             yield

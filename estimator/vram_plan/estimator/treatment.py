@@ -21,7 +21,7 @@ class Treatment:
             (fp32 after k-bit preparation).
         autocast: ``torch.autocast`` casts the inputs of matrix products to 16 bits.
         half: 16 bits means fp16, not bf16.
-        quantization: ``none``, ``int8``, ``nf4``, ``fp4`` or ``gptq4`` for the blocks' linears.
+        quantization: of the blocks' linear layers; ``none`` or one of ``choices.QUANTIZATIONS``.
         double_quant: the scales of 4-bit weights are quantized too.
         matmul_bytes: bytes per element inside products with quantized weights.
         attention: ``flash``, ``sdpa``, ``eager`` or ``block-sparse``.
@@ -34,6 +34,8 @@ class Treatment:
         repeats_heads: keys and values are written out for every query head before flash attention.
         reentrant: recomputation runs inside the checkpoint's own backward function, which holds
             the block's output and its gradient until it is through.
+        keeps_presents: checkpointed blocks hand out keys and values, kept until the loss is there.
+        widens_outputs: 16-bit logits are copied to fp32 when the model returns.
         lora_dropout: probability with which inputs of low-rank pairs are dropped.
         tensor: ranks that split heads, feed-forward and vocabulary (tensor parallelism).
         expert: ranks that divide the experts of a sparse layer (expert parallelism).
@@ -61,6 +63,8 @@ class Treatment:
     four_bit: FourBit = field(default_factory=FourBit)
     repeats_heads: bool = False
     reentrant: bool = False
+    widens_outputs: bool = False
+    keeps_presents: bool = False
     lora_dropout: float = 0.0
     tensor: int = 1
     expert: int = 1

@@ -100,11 +100,34 @@ def crossfits(readings: Iterable[Reading]) -> dict[str, Crossfit]:
         words = reading.stratum.split("/")
         for depth in range(1, LEVELS + 1):
             strata.setdefault("/".join(words[:depth]), []).append(reading.sample)
-    return {
-        stratum: crossfit(chosen)
-        for stratum, chosen in sorted(strata.items())
-        if len(chosen) >= FEWEST and len({sample.group for sample in chosen}) >= FEWEST_GROUPS
-    }
+    return _pruned(
+        {
+            stratum: crossfit(chosen)
+            for stratum, chosen in sorted(strata.items())
+            if len(chosen) >= FEWEST and len({sample.group for sample in chosen}) >= FEWEST_GROUPS
+        }
+    )
+
+
+def _pruned(found: dict[str, Crossfit]) -> dict[str, Crossfit]:
+    """Without the strata that are met better, held out, by the one above them."""
+    kept: dict[str, Crossfit] = {}
+    for stratum, own in found.items():  # a stratum stands behind the one above it
+        above = kept.get(_nearest(stratum.rpartition("/")[0], kept))
+        if above is not None:
+            mine = {id(one.sample) for one in own.judged}
+            theirs = [one for one in above.judged if id(one.sample) in mine]
+            if median_error(theirs) <= median_error(own.judged):
+                continue
+        kept[stratum] = own
+    return kept
+
+
+def _nearest(stratum: str, found: Mapping[str, Crossfit]) -> str:
+    """The stratum itself or the nearest above it that has a fit; empty without one."""
+    while stratum and stratum not in found:
+        stratum = stratum.rpartition("/")[0]
+    return stratum
 
 
 def device_fit(stratum: str, found: Crossfit, widening: float) -> DeviceFit:
@@ -127,9 +150,7 @@ def judged(readings: Iterable[Reading], found: Mapping[str, Crossfit]) -> list[J
     """Every reading as the stratum judged it that a plan would ask."""
     result = []
     for reading in readings:
-        stratum = reading.stratum
-        while stratum and stratum not in found:
-            stratum = stratum.rpartition("/")[0]
+        stratum = _nearest(reading.stratum, found)
         if stratum:
             result += [one for one in found[stratum].judged if one.sample is reading.sample]
     return result

@@ -156,6 +156,11 @@ class TraceConfig:
                 f"compute_dtype {self.compute_dtype} with engine {engine}: it is FSDP's; "
                 "use autocast"
             )
+        if sharded and self.quantization == "int8":
+            raise ValueError(
+                f"quantization int8 with engine {engine}: FSDP cannot shard integer weights; "
+                "choose nf4 or engine ddp"
+            )
         if self.fsdp == "hybrid-shard":
             self._check_hybrid()
 

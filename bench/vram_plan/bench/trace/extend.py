@@ -9,16 +9,16 @@ for the one or the other, depending on which layers of the long one are left out
 followed.
 """
 
-import re
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from vram_plan.bench.instants import labels
 from vram_plan.bench.measurement import Instant
+from vram_plan.bench.trace.align import Pair, aligned, fullest
 from vram_plan.bench.trace.config import TraceConfig
 from vram_plan.bench.trace.depth import Cut, cut_layers, layer_kinds, of_depth
-from vram_plan.bench.trace.timeline import Trace, round_up
+from vram_plan.bench.trace.timeline import Block, Trace, round_up
 from vram_plan.estimator.step import TRAINING
 
 __all__ = ["Extended", "extend", "trace_deep", "whole"]
@@ -26,9 +26,8 @@ __all__ = ["Extended", "extend", "trace_deep", "whole"]
 #: Inside these phases events lie in order; in the others one tensor list follows another and
 #: every sum, the peak included, is linear in the layers.
 _ORDERED = ("forward", "loss", "backward")
-_LAYER = re.compile(r"^(.*?\.)(\d+)(?=\.|$)")
-#: A pair of like events: their numbers in the short and the long trace.
-_Pair = tuple[int, int]
+#: Bytes of an element.
+_WIDTHS = {"uint8": 1, "bf16": 2, "fp16": 2, "fp32": 4, "int64": 8}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,15 +119,16 @@ def extend(short: Trace, long: Trace, cut: Cut) -> Extended | str:
         The whole model's figures, or the phase in which the traces do not fit each other.
     """
     line = _Line(short=short, long=long, more=cut.more)
-    pairs: dict[str, list[_Pair]] = {}
+    pairs: dict[str, list[Pair]] = {}
     for phase in _phases(short):
         if phase not in _ORDERED:
-            pairs[phase] = [(short.peak_index(phase), long.peak_index(phase))]
+            ours, theirs = fullest(short, phase), fullest(long, phase)
+            pairs[phase] = [(ours[op], theirs[op]) for op in ours if op in theirs]
             continue
-        aligned = _aligned(line, phase, cut)
-        if aligned is None:
+        found = aligned(short, long, phase, cut)
+        if found is None:
             return phase
-        pairs[phase] = aligned
+        pairs[phase] = found
     return _follow(line, pairs, cut.layers, (cut.short, cut.long))
 
 
@@ -144,26 +144,35 @@ class _Line:
         """The figure of the whole model."""
         return short + self.more * (long - short)
 
-    def live(self, pair: _Pair) -> int:
+    def live(self, pair: Pair) -> int:
         """Bytes alive after a pair of events."""
         found = self.at(self.short.events[pair[0]].live, self.long.events[pair[1]].live)
-        return found + self._rounding(pair)[1]
+        return found + sum(self._rounding(pair).values())
 
-    def _rounding(self, pair: _Pair) -> tuple[str, int]:
-        """Component and bytes: scratch memory that grows with the layers is rounded up once."""
-        first, second = self.short.events[pair[0]].block, self.long.events[pair[1]].block
-        if not first.op.endswith(" scratch"):
-            return first.component, 0
-        exact = round_up(self.at(first.shape[0], second.shape[0]))
-        return first.component, exact - self.at(first.bytes, second.bytes)
+    def _rounding(self, pair: Pair) -> dict[str, int]:
+        """Component → bytes: a tensor with a number for every weight is rounded up once.
 
-    def components_at(self, pair: _Pair) -> dict[str, int]:
+        Such are the gradient norm's partial results and the norms of all gradients together.
+        """
+        if self.short.events[pair[0]].phase != "clip":
+            return {}
+        ours, theirs = _alone(self.short, pair[0] + 1), _alone(self.long, pair[1] + 1)
+        found: dict[str, int] = {}
+        for op in ours.keys() & theirs.keys():
+            first, second = ours[op], theirs[op]
+            exact = round_up(self.at(_raw_bytes(first), _raw_bytes(second)))
+            spread = exact - self.at(first.bytes, second.bytes)
+            found[first.component] = found.get(first.component, 0) + spread
+        return found
+
+    def components_at(self, pair: Pair) -> dict[str, int]:
         """Component → bytes alive after a pair of events."""
         found = self.components((pair[0] + 1, pair[1] + 1))
-        name, size = self._rounding(pair)
-        return {**found, name: found.get(name, 0) + size} if size else found
+        for name, size in self._rounding(pair).items():
+            found[name] = found.get(name, 0) + size
+        return found
 
-    def components(self, counts: _Pair) -> dict[str, int]:
+    def components(self, counts: Pair) -> dict[str, int]:
         """Component → bytes alive after so many events."""
         before, after = _sums(self.short, counts[0]), _sums(self.long, counts[1])
         found = {n: self.at(before.get(n, 0), after.get(n, 0)) for n in {**before, **after}}
@@ -171,12 +180,12 @@ class _Line:
 
 
 def _follow(
-    line: _Line, pairs: Mapping[str, list[_Pair]], layers: int, depths: tuple[int, ...]
+    line: _Line, pairs: Mapping[str, list[Pair]], layers: int, depths: tuple[int, ...]
 ) -> Extended:
     short, long = line.short, line.long
     named = labels(short.events)
-    phases: dict[str, _Pair] = {}
-    instants: dict[str, _Pair] = {}
+    phases: dict[str, Pair] = {}
+    instants: dict[str, Pair] = {}
     for phase, found in pairs.items():
         for pair in found:
             for best, name in ((phases, phase), (instants, named[pair[0]])):
@@ -216,54 +225,21 @@ def _phases(trace: Trace) -> dict[str, list[int]]:
     return found
 
 
+def _alone(trace: Trace, count: int) -> dict[str, Block]:
+    """Operator → what it made while clipping, where that is one block."""
+    made: dict[str, list[Block]] = {}
+    for block in trace.alive_after(count):
+        if block.phase == "clip":
+            made.setdefault(block.op, []).append(block)
+    return {op: blocks[0] for op, blocks in made.items() if len(blocks) == 1}
+
+
+def _raw_bytes(block: Block) -> int:
+    return math.prod(block.shape) * _WIDTHS.get(block.dtype, 4)
+
+
 def _sums(trace: Trace, count: int) -> dict[str, int]:
     sums: dict[str, int] = {}
     for block in trace.alive_after(count):
         sums[block.component] = sums.get(block.component, 0) + block.bytes
     return sums
-
-
-def _aligned(line: _Line, phase: str, cut: Cut) -> list[_Pair] | None:
-    """Pairs of events that are each other's like; None where the traces do not fit."""
-    ours = list(_keys(line.short, phase, range(0), 0))
-    pairs: list[_Pair] = []
-    for first in cut.windows:
-        theirs = list(_keys(line.long, phase, range(first, first + cut.period), cut.period))
-        if [key for key, _ in ours] != [key for key, _ in theirs]:
-            return None
-        pairs += [(i, j) for (_, i), (_, j) in zip(ours, theirs, strict=True)]
-    return pairs
-
-
-def _keys(trace: Trace, phase: str, dropped: range, period: int) -> Iterator[tuple[Any, int]]:
-    """The phase's events with their places, without what happens while dropped layers run.
-
-    A block is known by its layer's distance from the running one; where no layer runs, by its
-    layer, those above the dropped ones renamed.
-    """
-
-    def renamed(layer: int | None) -> int | None:
-        return layer if layer is None or layer < dropped.stop else layer - period
-
-    for index, event in enumerate(trace.events):
-        if event.phase != phase or event.delta < 0:
-            continue  # a peak never comes with a free, and the order of frees is not fixed
-        block = event.block
-        stack, running, _ = _layer_of(event.where)
-        home, layer, rest = _layer_of(block.module)
-        if dropped and (layer if running is None else running) in dropped:
-            continue
-        near = running is not None and layer is not None and abs(layer - running) <= 1
-        place: Any = renamed(layer)
-        if near and home == stack:
-            place = ("distance", (layer or 0) - (running or 0))
-        key = (event.delta, block.op, block.phase, home, place, rest)
-        yield (stack, renamed(running), *key), index
-
-
-def _layer_of(path: str) -> tuple[str, int | None, str]:
-    """The stack's path, the layer's number and the rest."""
-    match = _LAYER.match(path)
-    if match is None:
-        return path, None, ""
-    return match[1], int(match[2]), path[match.end() :]

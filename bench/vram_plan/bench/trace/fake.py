@@ -17,7 +17,7 @@ from vram_plan.bench.trace.quantized import dora_on_quantized, quantization_stat
 from vram_plan.bench.trace.recorder import Recorder
 from vram_plan.bench.trace.routing import balanced_routing
 from vram_plan.bench.trace.rules import CpuRules, DeviceRules, fake_tensors_count
-from vram_plan.bench.trace.sharding import sharding_for
+from vram_plan.bench.trace.sharding import Sharding, sharding_for
 from vram_plan.bench.trace.sharding.base import local_tensor
 from vram_plan.bench.trace.step import TrainingStep, make_batch
 from vram_plan.bench.trace.storages import StorageLog
@@ -93,20 +93,13 @@ def trace_fake(config: TraceConfig) -> Trace:
         paths = stack.enter_context(ModulePaths(model))
         watch = _Watch(log, paths)
         paths.on_exit = _loss_begins(last_before_loss(model, config.loss), watch)
-        quantized = list(quantization_state(model))
         stack.enter_context(sharding.installed(log, paths))
         if rules.has_host:
             stack.enter_context(host_copies(log))
         recorder = Recorder(log, paths, rules, sharding.subclasses)
         recorder.composites.update(sharding.composites())
         recorder.composites |= balanced_routing(unwrapped(model).config)
-        called = model
-        if config.engine != "torch":
-            with recorder:
-                called = sharding.wrap(model)
-        watch.see(model.named_parameters(), "parameter", "weights")
-        watch.see(model.named_buffers(), "buffer", "buffers")
-        watch.see(quantized, "quantization state", "weights")
+        called = _wrap(model, sharding, watch, recorder)
         stack.enter_context(recorder)
         batch = make_batch(config)
         watch.name(list(batch.values()), "buffers")
@@ -129,6 +122,17 @@ def trace_fake(config: TraceConfig) -> Trace:
         host_bytes=log.host_peak,
         history=log.history,
     )
+
+
+def _wrap(model: Any, sharding: Sharding, watch: _Watch, recorder: Recorder) -> Any:
+    """The module to call; the model's tensors are counted as its engine has left them."""
+    quantized = list(quantization_state(model))
+    with recorder:
+        called = sharding.wrap(model)
+    watch.see(model.named_parameters(), "parameter", "weights")
+    watch.see(model.named_buffers(), "buffer", "buffers")
+    watch.see(quantized, "quantization state", "weights")
+    return called
 
 
 def _run_steps(

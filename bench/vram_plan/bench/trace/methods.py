@@ -93,5 +93,5 @@ def _freeze(model: Any, layers: int) -> None:
 
 def _blocks(model: Any) -> list[torch.nn.Module]:
     """The longest list of modules."""
-    stacks = [m for m in model.modules() if isinstance(m, torch.nn.ModuleList)]
-    return list(max(stacks, key=len))
+    stacks = [list(m) for m in model.modules() if isinstance(m, torch.nn.ModuleList)]
+    return max(stacks, key=len)

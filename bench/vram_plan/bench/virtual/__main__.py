@@ -7,6 +7,7 @@ process group can be set up only once in each.
 import json
 import os
 import pickle
+import signal
 import sys
 import traceback
 import warnings
@@ -24,6 +25,7 @@ def main() -> None:
     folder, together = Path(sys.argv[1]), int(sys.argv[2])
     cases = [ZeroCase.from_json(text) for text in json.load(sys.stdin)]
     os.dup2(2, 1)  # libraries print to stdout
+    _end_with(os.getppid())
     seconds = import_libraries()
     running: dict[int, int] = {}
     codes: dict[int, int] = {}
@@ -34,6 +36,18 @@ def main() -> None:
     while running:
         _reap(running, codes)
     Path(folder, CODES).write_text(json.dumps([codes[n] for n in range(len(cases))]))
+    signal.setitimer(signal.ITIMER_REAL, 0.0)  # Python drops its handlers before it ends
+
+
+def _end_with(parent: int) -> None:
+    """End this process and its forks once the one that started it is gone, killed perhaps."""
+
+    def look(*signal_and_frame: object) -> None:
+        if os.getppid() != parent:
+            os.killpg(0, signal.SIGKILL)
+
+    signal.signal(signal.SIGALRM, look)
+    signal.setitimer(signal.ITIMER_REAL, 1.0, 1.0)  # forks have no timer
 
 
 def _fork(case: ZeroCase, result: Path, import_seconds: float) -> int:

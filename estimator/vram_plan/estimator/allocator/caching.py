@@ -193,11 +193,7 @@ class CachingAllocator:
                 return None
             if size >= limit and block.size >= size + self.settings.max_non_split_rounding_bytes:
                 return None
-        if block.segment is None:
-            del keys[index]
-            del pool.blocks[block.address]
-        else:
-            pool.remove(block)
+        pool.remove(block)
         return block
 
     def _grow(self, pool: Pool, size: int, stream: int) -> Block:

@@ -25,6 +25,9 @@ def attention(f: Forward, x: Tensor) -> Tensor:
     spec, entered = f.spec, x
     hidden, kv = spec.hidden_size, spec.kv_dim
     fused = f.linear("attn.c_attn", x, (hidden, hidden + 2 * kv), bias=True, split="column")
+    if f.checkpointed and f.how.keeps_presents:
+        # Keys and values are views of the whole projection.
+        f.cache["present"] = Tensor(fused.numel, fused.itemsize, fused.storage)
     if spec.num_key_value_heads > 1:
         fused = relayout(f.t, fused)
     parts = tuple(fused.numel * width // (hidden + 2 * kv) for width in (hidden, kv, kv))

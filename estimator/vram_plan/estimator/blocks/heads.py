@@ -73,11 +73,13 @@ def causal_lm_loss(f: Forward, x: Tensor, *, width: int = 0, scaled: bool = Fals
             logits = scale(f.t, logits)
             logits = tanh(f.t, logits)
             logits = scale(f.t, logits)
-        if f.how.loss_code == "narrow":
-            return _late_shift(f, logits)
         if f.how.loss_code == "rebound":
             logits = cast(f.t, logits, FP32_BYTES)
-        return shifted_loss(f, logits)
+        loss = _late_shift if f.how.loss_code == "narrow" else shifted_loss
+        out = loss(f, logits)
+        if f.how.widens_outputs and logits.itemsize < FP32_BYTES:
+            f.t.new(logits.numel, FP32_BYTES)  # beside the ones that the model returns
+        return out
 
 
 def shifted_loss(f: Forward, logits: Tensor) -> Tensor:

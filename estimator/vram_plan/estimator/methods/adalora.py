@@ -35,6 +35,13 @@ class AdaLora(LinearPairs):
     only where a training loop calls ``update_and_allocate``.
     """
 
+    def regularizes(self, name: str) -> bool:
+        """``peft/tuners/adalora/model.py`` ``forward`` adds how far A and B are from orthogonal.
+
+        That part of the loss was made last, so it goes back first.
+        """
+        return name.endswith(("lora_A", "lora_B"))
+
     def linear(
         self,
         f: Forward,
@@ -51,7 +58,7 @@ class AdaLora(LinearPairs):
         if kind in FOUR_BIT:
             result = clone(f.t, result)
         if not (kind and f.how.autocast):
-            wide = FP32_BYTES if kind in {"int8", "gptq4"} else f.how.adapter_bytes
+            wide = FP32_BYTES if kind in {"int8", "gptq4", "gptq8"} else f.how.adapter_bytes
             x = cast(f.t, x, wide)
         output = self._triple(f, name, x, shape)
         if kind in FOUR_BIT or kind == "int8":

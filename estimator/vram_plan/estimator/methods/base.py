@@ -78,6 +78,10 @@ class Method:
         """
         return x
 
+    def regularizes(self, name: str) -> bool:
+        """Whether the loss reads an added weight directly: its gradient is there from then on."""
+        return False
+
     def embed(self, f: Forward, x: Tensor) -> Tensor:
         """Change the embedded input (prompts are prepended here)."""
         return x

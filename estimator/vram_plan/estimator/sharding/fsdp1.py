@@ -27,7 +27,7 @@ from vram_plan.estimator.sharding.units import (
     single_ends,
     unit_of,
 )
-from vram_plan.profiles.stack import mixes_units, reentrant_checkpoints
+from vram_plan.profiles.switches import mixes_units, reentrant_checkpoints
 
 FLAT = "torch 2.13.0 torch/distributed/fsdp/_flat_param.py"
 RUNTIME = "torch 2.13.0 torch/distributed/fsdp/_runtime_utils.py"

@@ -11,7 +11,7 @@ from vram_plan.estimator.config import TrainConfig
 from vram_plan.estimator.inventory import Weight
 from vram_plan.estimator.quantization import code_bytes
 from vram_plan.estimator.tape import ROUNDING_BYTES, Param
-from vram_plan.profiles.stack import shards_gptq
+from vram_plan.profiles.switches import shards_gptq
 
 FOUR_BIT = ("nf4", "fp4")
 Size = Callable[[Param], float]
@@ -98,7 +98,7 @@ def gathered_bytes(config: TrainConfig, weight: Param, ranks: int) -> float:
 
 def shards_packed(config: TrainConfig) -> bool:
     """Whether quantized codes are parameters that FSDP divides."""
-    if config.quantization == "gptq4":
+    if config.quantization in {"gptq4", "gptq8"}:
         return shards_gptq(config.stack)
     return config.quantization in FOUR_BIT
 

@@ -65,7 +65,7 @@ class Shares:
     @cached_property
     def layout(self) -> Layout:
         """The weights in their order."""
-        code = 1.0 if self.config.quantization == "int8" else 0.5
+        code = 1.0 if self.config.quantization in {"int8", "gptq8"} else 0.5
         return layout_of(self.links, scale=self.inventory.scale, width=self.width, code=code)
 
     @property

@@ -36,6 +36,8 @@ _MEGATRON_DROPOUT = 0.1
 Llama's kind, which is trained without."""
 _LABELS = {"classification": 2, "regression": 1}
 """Objectives with a head over sequences; two classes unless said otherwise, as transformers has."""
+_MISMATCH = 0.05
+"""A shape whose parameters differ by more from those stated is another architecture."""
 _NEEDED = ("hidden_size", "num_layers", "num_heads", "vocab_size", "mlp")
 
 
@@ -112,7 +114,14 @@ def _from_columns(row: Row) -> ModelSpec:
     candidates = [_candidate(row, **variant) for variant in _variants(row)]
     if row.params is None:
         return candidates[0]
-    return min(candidates, key=lambda spec: abs(parameters(spec) - (row.params or 0)))
+    stated = row.params
+    nearest = min(candidates, key=lambda spec: abs(parameters(spec) - stated))
+    if abs(parameters(nearest) / stated - 1) > _MISMATCH:
+        raise ValueError(
+            f"model {row.model}: its shape makes {parameters(nearest):,} parameters, the row "
+            f"says {stated:,}"
+        )
+    return nearest
 
 
 def _variants(row: Row) -> list[dict[str, bool]]:

@@ -14,6 +14,7 @@ from vram_plan.bench.trace.sharding.dtensor import (
     inference_of_shapes,
     subclasses,
 )
+from vram_plan.bench.trace.sharding.packed import as_words, scales_follow
 from vram_plan.bench.trace.sharding.process_group import fake_ranks, mesh_of
 from vram_plan.bench.trace.sharding.storages import patched, resizing, within
 from vram_plan.bench.trace.storages import StorageLog
@@ -49,12 +50,14 @@ class FullySharded(Sharding):
 
     def installed(self, log: StorageLog, paths: ModulePaths) -> AbstractContextManager[None]:
         """Gathered weights and buffers are seen, each under its block."""
-        return _seen(log, paths)
+        return _seen(log, paths, packed=self.config.quantization != "none")
 
     def wrap(self, model: Any) -> Any:
         """The same model, its weights replaced by their shards."""
         from torch.distributed.fsdp import fully_shard
 
+        if self.config.quantization != "none":
+            as_words(model, DTYPES[self.config.compute_dtype or self.config.dtype])
         options: dict[str, Any] = {"mesh": self.mesh, "mp_policy": self._policy()}
         if self.config.fsdp == "grad-op":
             options["reshard_after_forward"] = False
@@ -81,7 +84,7 @@ class FullySharded(Sharding):
 
 
 @contextmanager
-def _seen(log: StorageLog, paths: ModulePaths) -> Iterator[None]:
+def _seen(log: StorageLog, paths: ModulePaths, *, packed: bool) -> Iterator[None]:
     import torch.distributed.fsdp._fully_shard._fsdp_param as param
     import torch.distributed.fsdp._fully_shard._fsdp_param_group as group
 
@@ -97,6 +100,8 @@ def _seen(log: StorageLog, paths: ModulePaths) -> Iterator[None]:
         (kind, "wait_for_unshard", _known(within(kind.wait_for_unshard, paths, _place), paths)),
     ]
     patches += [(kind, name, within(getattr(kind, name), paths, _place)) for name in _MOVES]
+    if packed:
+        patches.append(scales_follow())
     with patched(patches):
         yield
 
