@@ -143,7 +143,7 @@ def _remarks(seen: Measurement) -> list[str]:
             f"{depths} layers traced and extended to {seen.layers}: every layer does the same"
         )
     if seen.virtual_ranks:
-        lines.append(f"rank 0 of {seen.virtual_ranks} on a fake process group")
+        lines.append(f"one rank of {seen.virtual_ranks} on a fake process group")
     spent = ", ".join(f"{name} {value:.1f} s" for name, value in seen.seconds.items())
     libraries = seen.environment.get("libraries", {})
     versions = ", ".join(f"{name} {version}" for name, version in libraries.items() if version)

@@ -125,7 +125,7 @@ class DryRun:
             extended_from=seen.extended_from,
             seconds=seen.seconds,
             timeline=_timeline(seen.trace),
-            notes=(*found.notes, *seen.notes),
+            notes=(*found.notes, *seen.notes, f"rank {seen.seen[0].rank} is the fullest"),
             outcome="ok",
         )
 

@@ -57,7 +57,7 @@ class Measurement:
         host_bytes: per node.
         layers: blocks of the model, or None where the run did not get that far.
         extended_from: depths really run when the rest is their exact extension.
-        virtual_ranks: rank 0 of so many, on a fake process group; None for a real one.
+        virtual_ranks: one rank of so many, on a fake process group; None for a real one.
         seconds: what took how long (``imports``, ``trace``).
         timeline: live bytes over the step's events, ``(phase, bytes)``; empty when extended.
         environment: versions and machine, without names of hosts or users.

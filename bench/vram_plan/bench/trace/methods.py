@@ -81,14 +81,16 @@ def peft_config(config: TraceConfig, task: str) -> Any:
 
 def _freeze(model: Any, layers: int) -> None:
     """Freeze the embeddings and the first ``layers`` blocks."""
-    embeddings = model.get_input_embeddings()
-    embeddings.requires_grad_(False)
     parts = [model]
     if model.config.is_encoder_decoder:
         parts = [model.get_encoder(), model.get_decoder()]
     blocks = [block for part in parts for block in _blocks(part)]
     for block in blocks[:layers]:
         block.requires_grad_(False)
+    inside = {id(module) for block in blocks for module in block.modules()}
+    for module in model.modules():
+        if isinstance(module, torch.nn.Embedding) and id(module) not in inside:
+            module.requires_grad_(False)  # of tokens, positions and types
 
 
 def _blocks(model: Any) -> list[torch.nn.Module]:

@@ -76,7 +76,7 @@ class Lora(Frozen):
             return result
         kind = quantized_as(f, name)
         if kind in BITSANDBYTES:
-            return self.beside_packed(f, name, x, shape, result, kind)
+            return self.beside_packed(f, name, x, shape, result.moved(), kind)
         itemsize = result.itemsize
         x = f.dropout(cast(f.t, x, f.how.adapter_bytes), f.how.lora_dropout)
         result = add(f.t, result, self.update(f, name, x, shape))
