@@ -71,11 +71,13 @@ def run(context: click.Context, /, suite: str | None, folder: Path, **values: An
 
     Runs that the store has are not run again: the same command resumes.
     """
+    from vram_plan.bench.runs.device import require_libraries
     from vram_plan.bench.runs.store import Store
     from vram_plan.bench.runs.sweep import sweep
 
     yes, hertz = values.pop("yes"), values.pop("hertz")
     try:
+        require_libraries()
         jobs = _jobs(suite, values)
         if len(jobs) > _MOST_CELLS and not yes:
             raise ValueError(f"{len(jobs):,} runs: add --yes if that is meant")

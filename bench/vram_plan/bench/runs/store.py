@@ -60,7 +60,9 @@ class Damaged:
 
 def new_id() -> str:
     """A name that sorts by time and that two machines never share."""
-    return f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(6)}"
+    seconds, micro = divmod(time.time_ns() // 1000, 10**6)
+    stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(seconds))
+    return f"{stamp}.{micro:06d}-{secrets.token_hex(6)}"
 
 
 def write_whole(path: Path, text: str) -> None:

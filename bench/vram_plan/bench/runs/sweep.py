@@ -14,7 +14,10 @@ from vram_plan.bench.runs.record import measurement_of
 from vram_plan.bench.runs.sampler import HERTZ
 from vram_plan.bench.runs.store import Store
 
-__all__ = ["Cell", "sweep"]
+__all__ = ["Cell", "shape_of", "sweep"]
+
+_FINAL = frozenset({"ok", "oom"})
+"""Outcomes that say something of the configuration; after others the run is made again."""
 
 Say = Callable[[str], None]
 
@@ -47,7 +50,7 @@ def sweep(
     """Run what is missing; every run is in the store before the next one begins."""
     done = store.finished()
     for job in jobs:
-        if job.key in done:
+        if done.get(job.key) in _FINAL:
             yield Cell(job=job, known=done[job.key])
             continue
         try:

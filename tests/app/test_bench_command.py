@@ -1,0 +1,96 @@
+"""``bench`` as a person calls it, with a run that costs nothing in the place of a real one."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vram_plan.app.main import main
+from vram_plan.bench.runs import sweep
+from vram_plan.bench.runs.failures import Failure
+from vram_plan.bench.runs.launch import Ended
+
+SEEN = {"instants": {"loss": 2**30}, "step_seconds": [0.2, 0.1, 0.3], "losses": [2.0, 1.0]}
+OK = Ended(result=SEEN, failure=None, stage="save", seconds=1.0, log="")
+CRASH = Ended(
+    result=None,
+    failure=Failure(outcome="crash", message="gone"),
+    stage="step",
+    seconds=1.0,
+    log="",
+)
+
+
+def run(arguments: list[str], capsys: pytest.CaptureFixture[str], code: int = 0) -> tuple[str, str]:
+    with pytest.raises(SystemExit) as stop:
+        main(["bench", *arguments])
+    out, err = capsys.readouterr()
+    assert stop.value.code == code, err
+    return out, err
+
+
+def once(arguments: list[str], folder: Path) -> list[str]:
+    shape = ["--model", "gpt2", "--layers", "2", "--seq-len", "32", "--device", "cpu"]
+    return ["run", *shape, *arguments, "--store", str(folder)]
+
+
+@pytest.fixture
+def ends(monkeypatch: pytest.MonkeyPatch) -> list[Ended]:
+    """How the next runs end, the last of them first."""
+    waiting: list[Ended] = []
+    monkeypatch.setattr(sweep, "launch", lambda *args, **keywords: waiting.pop())
+    return waiting
+
+
+def test_what_is_stored_is_not_run_again_unless_it_failed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], ends: list[Ended]
+) -> None:
+    ends += [OK, CRASH]
+    out, _ = run(once([], tmp_path), capsys, code=1)
+    assert "crash: gone" in out
+    out, _ = run(once([], tmp_path), capsys)
+    assert "1.000 GiB" in out
+    assert "0.2 s a step" in out
+    out, _ = run(once([], tmp_path), capsys)
+    assert "ok (stored)" in out
+    assert not ends
+
+
+def test_stored_runs_are_listed_shown_and_exported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], ends: list[Ended]
+) -> None:
+    ends += [OK]
+    run(once([], tmp_path), capsys)
+    out, _ = run(["list", "--store", str(tmp_path)], capsys)
+    assert "openai-community/gpt2" in out
+    rows = json.loads(run(["list", "--store", str(tmp_path), "--format", "json"], capsys)[0])
+    shown = json.loads(run(["show", rows[0]["id"], "--store", str(tmp_path)], capsys)[0])
+    assert shown["run"]["id"] == rows[0]["id"]
+    out, _ = run(["export", "--store", str(tmp_path)], capsys)
+    assert out.splitlines()[1].startswith(rows[0]["id"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["run"], "needs a suite or --model"),
+        (["run", "nothing-like-this"], "unknown suite"),
+        (["run", "smoke", "--model", "gpt2"], "one or the other"),
+        (["list", "--store", "/nowhere/at/all"], "no such folder"),
+        (["run", "--model", "gpt2", "--steps", "0", "--device", "cpu"], "steps"),
+    ],
+)
+def test_mistakes_are_one_line(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, err = run(arguments, capsys, code=2)
+    assert said in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_missing_libraries_are_named_before_anything_runs(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vram_plan.bench.runs.device.missing_libraries", lambda: ("torch",))
+    _, err = run(["run", "smoke"], capsys, code=2)
+    assert "pip install 'vram-plan[bench]'" in err
