@@ -18,12 +18,12 @@ from vram_plan.estimator.ops.norm import (
     rms_norm_wide,
 )
 from vram_plan.estimator.ops.quantized import dequantized_linear, int8_linear
+from vram_plan.estimator.quantization import packs
 from vram_plan.estimator.tape import Param, Tape, Tensor
 from vram_plan.estimator.treatment import Treatment
 from vram_plan.profiles.model import ModelSpec
 
 LOW_BYTES = 2
-_KEEPS_WO = frozenset({"t5", "mt5", "umt5"})
 
 
 class Forward:
@@ -81,7 +81,7 @@ class Forward:
         if found is None:
             how = self.how
             dims = (shape,) if isinstance(shape, int) else shape
-            packed = kind == "linear" and self._packs(name)
+            packed = kind == "linear" and packs(self.spec, how, self.layer, name)
             beside = kind == "linear" and how.quantization != "none" and not packed
             found = self.params[name] = Param(
                 name=name,
@@ -93,11 +93,6 @@ class Forward:
                 packed=packed,
             )
         return found
-
-    def _packs(self, name: str) -> bool:
-        """Quantized are the blocks' linear weights but T5's ``wo`` (``_keep_in_fp32_modules``)."""
-        kept = self.spec.model_type in _KEEPS_WO and name.endswith(".wo.weight")
-        return self.how.quantization != "none" and self.layer >= 0 and not kept
 
     def added_param(self, name: str, shape: tuple[int, ...], *, trainable: bool = True) -> Param:
         """A weight that the training method adds."""

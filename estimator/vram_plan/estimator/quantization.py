@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
+from vram_plan.estimator.choices import BITSANDBYTES
 from vram_plan.estimator.tape import ROUNDING_BYTES
 
+if TYPE_CHECKING:
+    from vram_plan.estimator.treatment import Treatment
+    from vram_plan.profiles.model import ModelSpec
+
+_KEEPS_WO = frozenset({"t5", "mt5", "umt5"})
+_SUBCLASSES = frozenset({"falcon"})
+"""Classes whose blocks have a linear layer of their own, a subclass (``FalconLinear``)."""
 BNB_BLOCK = 64
 """Weights per fp32 scale of NF4 and FP4 (bitsandbytes 0.50.2 ``nn/modules.py`` Params4bit)."""
 NESTED_BLOCK = 256
@@ -75,3 +84,20 @@ _BYTES: dict[str, Callable[[int, int, bool], int]] = {
 def packed_bytes(kind: str, inputs: int, outputs: int, *, double: bool) -> int:
     """Bytes of one quantized weight with all its scales."""
     return _BYTES[kind](inputs, outputs, double)
+
+
+def packs(spec: ModelSpec, how: Treatment, layer: int, name: str) -> bool:
+    """Whether a linear weight is quantized; ``layer`` is -1 outside the blocks.
+
+    GPTQ takes the blocks' linear layers, bitsandbytes those outside too, such as the transform in
+    BERT's head, but not the projection to the vocabulary (transformers 5.23.0
+    ``quantizers/base.py`` ``get_keys_to_not_convert``), nor T5's ``wo``
+    (``_keep_in_fp32_modules``), nor subclasses of ``torch.nn.Linear``.
+    """
+    if how.quantization == "none":
+        return False
+    if how.quantization not in BITSANDBYTES:
+        return layer >= 0
+    if spec.model_type in _SUBCLASSES and not how.packs_subclasses:
+        return False
+    return not (spec.model_type in _KEEPS_WO and name.endswith(".wo.weight"))

@@ -74,9 +74,10 @@ def treat(config: TrainConfig) -> Treatment:
         loss_code=switches.loss_code(config.stack, config.model.model_type),
         table_bytes=_table_bytes(config),
         stacked_experts=switches.stacks_experts(config.stack),
+        packs_subclasses=switches.packs_subclasses(config.stack),
         four_bit=FourBit(
             keeps_input=switches.keeps_four_bit_input(config.stack),
-            recasts=switches.recasts_four_bit(config.stack) and config.precision == "bf16",
+            origin_bytes=_origin_bytes(config),
         ),
         repeats_heads=switches.repeats_heads(
             config.stack, config.model.model_type, config.attention
@@ -91,6 +92,12 @@ def treat(config: TrainConfig) -> Treatment:
         fused=_fused(config),
         training=config.training,
     )
+
+
+def _origin_bytes(config: TrainConfig) -> int:
+    """Of the dtype that 4-bit weights were quantized from, where products have another."""
+    origin = "fp16" if switches.recasts_four_bit(config.stack) else config.weights_dtype
+    return BYTES[origin] if origin != config.precision else 0
 
 
 def _fused(config: TrainConfig) -> frozenset[str]:

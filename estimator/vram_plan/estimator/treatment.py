@@ -37,6 +37,7 @@ class Treatment:
         keeps_presents: checkpointed blocks hand out keys and values, kept until the loss is there.
         widens_outputs: 16-bit logits are copied to fp32 when the model returns.
         lora_dropout: probability with which inputs of low-rank pairs are dropped.
+        packs_subclasses: bitsandbytes quantizes subclasses of ``torch.nn.Linear`` too.
         tensor: ranks that split heads, feed-forward and vocabulary (tensor parallelism).
         expert: ranks that divide the experts of a sparse layer (expert parallelism).
         sequence_parallel: norms and residuals are split over the tensor ranks too.
@@ -60,6 +61,7 @@ class Treatment:
     loss_code: str = "padded"
     table_bytes: int = 0
     stacked_experts: bool = True
+    packs_subclasses: bool = False
     four_bit: FourBit = field(default_factory=FourBit)
     repeats_heads: bool = False
     reentrant: bool = False

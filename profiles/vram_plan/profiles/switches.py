@@ -39,6 +39,16 @@ def stacks_experts(stack: Stack) -> bool:
     return stack.since("transformers", "5.0")
 
 
+def packs_subclasses(stack: Stack) -> bool:
+    """Bitsandbytes quantizes subclasses of ``torch.nn.Linear`` too, such as Falcon's.
+
+    transformers ``integrations/bitsandbytes.py``: 4.x asked ``isinstance(module, nn.Linear)``,
+    5.23.0 asks ``type(module) is nn.Linear`` (the first 5 that does was not looked up; 5.0 here).
+    The other loops replace their own layers.
+    """
+    return stack.loop != "transformers" or not stack.since("transformers", "5.0")
+
+
 def keeps_four_bit_input(stack: Stack) -> bool:
     """``MatMul4Bit`` hangs its input on the node's context.
 

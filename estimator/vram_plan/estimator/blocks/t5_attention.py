@@ -47,8 +47,32 @@ def attention(
 def _relative(f: Forward, name: str) -> Tensor:
     """``compute_bias``: [1, heads, seq, seq], a permuted view of a lookup by distance."""
     buckets, heads = f.spec.relative_attention_num_buckets, f.spec.num_attention_heads
-    distances = f.t.new(f.seq * _own_keys(f), INDEX_BYTES)
-    return f.embedding(f"{name}.relative_attention_bias", distances, buckets, heads // f.how.tensor)
+    pairs = f.seq * _own_keys(f)
+    offsets = f.t.new(pairs, INDEX_BYTES)
+    distances = _buckets(f, pairs)
+    bias = f.embedding(f"{name}.relative_attention_bias", distances, buckets, heads // f.how.tensor)
+    del offsets  # a local variable of compute_bias
+    return bias
+
+
+def _buckets(f: Forward, pairs: int) -> Tensor:
+    """``_relative_position_bucket``: int64 for every pair of positions, up to seven at once.
+
+    Distances up to a bound count singly, farther ones by their logarithm; an encoder, which looks
+    both ways, keeps the sign's half of the buckets apart.
+    """
+    t = f.t
+    sign = t.new(pairs, INDEX_BYTES) if f.stack == "encoder" else None
+    near = t.new(pairs, INDEX_BYTES)
+    is_near = t.new(pairs, BOOLEAN_BYTES)
+    far, bound = t.new(pairs, INDEX_BYTES), t.new(pairs, INDEX_BYTES)
+    bounded = t.new(pairs, INDEX_BYTES)
+    del far, bound
+    chosen = t.new(pairs, INDEX_BYTES)
+    if sign is None:
+        sign = t.new(pairs, INDEX_BYTES)
+    del near, is_near, bounded, chosen
+    return sign
 
 
 def _own_keys(f: Forward) -> int:

@@ -11,16 +11,17 @@ from vram_plan.estimator.tape import Param, Tape, Tensor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FourBit:
-    """What older libraries do besides.
+    """What happens besides, by version and dtypes.
 
     Attributes:
         keeps_input: the input hangs on the node's context (bitsandbytes until 0.43.1).
-        recasts: weights were quantized from fp16, so that they are written out in fp16 and cast to
-            bf16 (Lightning Fabric 2.1 ``plugins/precision/bitsandbytes.py`` ``_quantize_weight``).
+        origin_bytes: bytes per element of the dtype that the weights were quantized from, where
+            the product's is another: they are written out in it and cast (``dequantize_4bit(…)
+            .to(A.dtype)``, bitsandbytes 0.50.2 ``autograd/_functions.py``); else 0.
     """
 
     keeps_input: bool = False
-    recasts: bool = False
+    origin_bytes: int = 0
 
 
 def dequantized_linear(
@@ -39,9 +40,9 @@ def dequantized_linear(
 
     def dequantize() -> Tensor:
         scales = t.new(blocks, FP32_BYTES, "temporaries") if nested else None
-        dense = t.new(weight.numel, itemsize, "temporaries")
+        dense = t.new(weight.numel, old.origin_bytes or itemsize, "temporaries")
         del scales
-        if old.recasts:
+        if old.origin_bytes:
             dense = t.new(weight.numel, itemsize, "temporaries")
         return dense
 
