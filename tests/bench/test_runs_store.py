@@ -1,7 +1,6 @@
 """Stored runs survive what machines do to files."""
 
 import json
-import multiprocessing
 import sqlite3
 import subprocess
 import sys
@@ -66,21 +65,12 @@ def test_damaged_files_are_told_and_left_alone(tmp_path: Path) -> None:
     assert {path.name for path in store.runs.iterdir()} >= set(cases)
 
 
-def _fill(folder: Path, key: str) -> None:
-    store = Store(folder)
-    for number in range(20):
-        store.add(document(f"{key}{number}"))
-        store.index()
-
-
 def test_two_sweeps_share_a_store(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    both = [context.Process(target=_fill, args=(tmp_path, key)) for key in "ab"]
-    for process in both:
-        process.start()
-    for process in both:
-        process.join()
-    assert [process.exitcode for process in both] == [0, 0]
+    script = Path(__file__).with_name("fill_store.py")
+    both = [
+        subprocess.Popen([sys.executable, str(script), str(tmp_path), key, "20"]) for key in "ab"
+    ]
+    assert [process.wait(timeout=120) for process in both] == [0, 0]
     assert len(Store(tmp_path).finished()) == 40
 
 
