@@ -75,7 +75,9 @@ def test_stored_runs_are_listed_shown_and_exported(
     [
         (["run"], "needs a suite or --model"),
         (["run", "nothing-like-this"], "unknown suite"),
-        (["run", "smoke", "--model", "gpt2"], "one or the other"),
+        (["run", "smoke", "--model", "gpt2"], "--model with a suite"),
+        (["run", "smoke", "--device", "cuda"], "--device with a suite"),
+        (["run", "smoke", "--steps", "9"], "--steps with a suite"),
         (["list", "--store", "/nowhere/at/all"], "no such folder"),
         (["run", "--model", "gpt2", "--steps", "0", "--device", "cpu"], "steps"),
     ],

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from vram_plan.app.main import main
-from vram_plan.bench import doctor
+from vram_plan.bench.environment import LIBRARIES, version_of
 
 
 def run(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -27,8 +27,10 @@ def test_every_command_is_judged(capsys: pytest.CaptureFixture[str]) -> None:
 def test_what_is_missing_comes_with_the_command_that_mends_it(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    known = doctor._version
-    monkeypatch.setattr(doctor, "_version", lambda name: None if name == "peft" else known(name))
+    known = version_of
+    monkeypatch.setattr(
+        "vram_plan.bench.doctor.version_of", lambda name: None if name == "peft" else known(name)
+    )
     out = run([], capsys)
     assert "missing: peft" in out
     assert "pip install 'vram-plan[bench]'" in out

@@ -88,6 +88,17 @@ def test_what_cannot_be_traced_is_one_line(small: str, capsys: pytest.CaptureFix
     assert len(err.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    "option", ["--stack transformers=4.48.1", "--compile", "--optimizer-in-backward"]
+)
+def test_options_that_no_trace_carries_out_are_refused(
+    small: str, option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, err = run(["--model", small, *option.split()], capsys, code=2)
+    assert option.split()[0] in err
+    assert "leave it out" in err
+
+
 def test_a_missing_library_names_the_extra(
     small: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from vram_plan.bench.runs.store import Store
 
 _RUN = ("device", "layers", "steps", "warmup_steps", "repeats")
+_WITH_SUITE = frozenset({"suite", "folder", "yes", "hertz"})
 _MOST_CELLS = 1000
 
 
@@ -78,6 +79,8 @@ def run(context: click.Context, /, suite: str | None, folder: Path, **values: An
     yes, hertz = values.pop("yes"), values.pop("hertz")
     try:
         require_libraries()
+        if suite is not None:
+            _refuse_options(context)
         jobs = _jobs(suite, values)
         if len(jobs) > _MOST_CELLS and not yes:
             raise ValueError(f"{len(jobs):,} runs: add --yes if that is meant")
@@ -89,14 +92,21 @@ def run(context: click.Context, /, suite: str | None, folder: Path, **values: An
         context.exit(1)
 
 
+def _refuse_options(context: click.Context) -> None:
+    """A suite says itself what is run: options beside it would be ignored."""
+    typed = click.core.ParameterSource.COMMANDLINE
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        if name not in _WITH_SUITE and context.get_parameter_source(name) is typed:
+            raise ValueError(f"{parameter.opts[0]} with a suite: write it into the suite's file")
+
+
 def _jobs(suite: str | None, values: dict[str, Any]) -> tuple[Job, ...]:
     from vram_plan.bench.runs.suite import find_suite, read_suite
 
     how = {name: values.pop(name) for name in _RUN}
     model = values.pop("model")
     if suite is not None:
-        if model is not None:
-            raise ValueError("--model with a suite: give one or the other")
         return read_suite(find_suite(suite))
     if model is None:
         raise ValueError("bench run needs a suite or --model; shipped suites: smoke, gpu-single")

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from importlib import metadata
 from typing import Any
 
-from vram_plan.bench.environment import LIBRARIES
+from vram_plan.bench.environment import LIBRARIES, version_of
 from vram_plan.bench.runs.nvml import Gpu, NoNvmlError
 
 __all__ = ["Ability", "Report", "examine"]
@@ -68,7 +67,7 @@ class Report:
 
 def examine() -> Report:
     """Look at libraries, host and GPUs."""
-    versions = {name: _version(name) for name in (*LIBRARIES, "nvidia-ml-py")}
+    versions = {name: version_of(name) for name in (*LIBRARIES, "nvidia-ml-py")}
     gpus, reason = _gpus()
     abilities = [Ability(command="plan, models, gpus, validate", works=True)]
     for command, needed in _NEEDS.items():
@@ -118,13 +117,6 @@ def _sees_cuda() -> bool:
     import torch
 
     return bool(torch.cuda.is_available())
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _host_bytes() -> int | None:

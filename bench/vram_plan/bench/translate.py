@@ -19,7 +19,7 @@ from vram_plan.profiles.models import find_entry
 if TYPE_CHECKING:
     from vram_plan.bench.trace.config import TraceConfig
 
-__all__ = ["model_fields", "trace_config"]
+__all__ = ["model_fields", "refuse_ignored", "trace_config"]
 
 _METHODS = {"qlora": "lora", "p-tuning-v2": "prefix"}
 """The plan's methods that are another one of PEFT's with other options."""
@@ -50,6 +50,7 @@ def trace_config(config: TrainConfig, raw: Mapping[str, Any] | None = None) -> T
     """
     from vram_plan.bench.trace.config import TraceConfig
 
+    refuse_ignored(config)
     _refuse(config)
     fields = _own_classes(dict(raw) if raw is not None else model_fields(config.model))
     method = _METHODS.get(config.method, config.method)
@@ -162,6 +163,21 @@ def _refuse(config: TrainConfig) -> None:
         raise ValueError("dry-run --optimizer one-bit-adam: DeepSpeed's alone; add --zero 0")
     if config.offload not in {"none", "activations"}:
         raise ValueError(f"dry-run --offload {config.offload}: only activations are traced")
+
+
+def refuse_ignored(config: TrainConfig) -> None:
+    """Raise for options of the plan that no trace carries out."""
+    if config.stack.given:
+        raise ValueError("dry-run --stack: the libraries installed here are run; leave it out")
+    asked = {
+        "--modules-to-save": config.modules_to_save,
+        "--optimizer-in-backward": config.optimizer_in_backward,
+        "--compile": config.compile,
+        "a classification head": config.model.num_labels,
+    }
+    for name, wanted in asked.items():
+        if wanted:
+            raise ValueError(f"dry-run: {name} is not traced; leave it out")
 
 
 def _refuse_engine(config: TrainConfig) -> None:

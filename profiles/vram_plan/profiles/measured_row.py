@@ -8,7 +8,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-__all__ = ["COLUMNS", "INTEGERS", "MEMORY_COLUMNS", "NUMBERS", "SWITCHES", "WORDS", "Row"]
+__all__ = [
+    "ARCHITECTURE",
+    "COLUMNS",
+    "INTEGERS",
+    "MEMORY_COLUMNS",
+    "NUMBERS",
+    "SWITCHES",
+    "WORDS",
+    "Row",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,3 +159,18 @@ WORDS: dict[str, tuple[str, ...]] = {
     "speed_quality": ("A", "B", "C"),
 }
 """Columns whose words the schema lists in full; the others are open, as sources are."""
+ARCHITECTURE = {
+    "hidden_size": "hidden_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "num_kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "intermediate_size": "intermediate_size",
+    "vocab_size": "vocab_size",
+    "tied_embeddings": "tie_word_embeddings",
+    "num_experts": "num_experts",
+    "experts_per_token": "num_experts_per_tok",
+    "moe_intermediate_size": "moe_intermediate_size",
+    "shared_intermediate_size": "shared_expert_intermediate_size",
+}
+"""Column of the architecture → field of ``ModelSpec``."""

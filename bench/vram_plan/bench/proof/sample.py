@@ -8,6 +8,7 @@ from random import Random
 from typing import Any
 
 from vram_plan.bench.proof.shapes import GROUPS, small_model
+from vram_plan.estimator import choices
 from vram_plan.estimator.choices import (
     EAGER_ONLY,
     WHOLE_MODEL,
@@ -42,20 +43,8 @@ PRECISIONS: dict[str, tuple[str, str]] = {
     "fp16-autocast": ("fp16", "fp32"),
 }
 """Regime → precision of matrix products, dtype of the weights."""
-OPTIMIZERS = (
-    "adamw",
-    "adamw-fused",
-    "adamw-for-loop",
-    "adamw-8bit",
-    "paged-adamw",
-    "paged-adamw-8bit",
-    "adafactor",
-    "lion",
-    "sgd",
-    "sgd-momentum",
-    "rmsprop",
-    "muon",
-)
+OPTIMIZERS = tuple(name for name in choices.OPTIMIZERS if name != "one-bit-adam")
+"""DeepSpeed's own aside."""
 ATTEMPTS = 12
 """Draws for one place of the sample before its cell counts as refused."""
 _LENGTHS = (64, 96, 128, 200, 256)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import PurePath
 from typing import Any, TextIO
 
-from vram_plan.profiles.measured_row import COLUMNS
+from vram_plan.profiles.measured_row import ARCHITECTURE, COLUMNS
 
 __all__ = ["row_of", "write_rows"]
 
@@ -35,20 +35,14 @@ _SAME = (
     "loss",
 )
 """Options that rows call by the same name."""
-_ARCHITECTURE = {
-    "hidden_size": "hidden_size",
-    "num_layers": "num_hidden_layers",
-    "num_heads": "num_attention_heads",
-    "num_kv_heads": "num_key_value_heads",
-    "head_dim": "head_dim",
-    "intermediate_size": "intermediate_size",
-    "vocab_size": "vocab_size",
-    "tied_embeddings": "tie_word_embeddings",
-    "num_experts": "num_experts",
-    "experts_per_token": "num_experts_per_tok",
-    "moe_intermediate_size": "moe_intermediate_size",
-}
-"""The rows' word → the model's."""
+
+
+_SPARSE = (
+    "num_experts",
+    "experts_per_token",
+    "moe_intermediate_size",
+    "shared_intermediate_size",
+)
 
 
 def write_rows(documents: Iterable[Mapping[str, Any]], file: TextIO) -> int:
@@ -96,11 +90,10 @@ def row_of(document: Mapping[str, Any]) -> dict[str, Any]:
 
 def _shape(shape: Mapping[str, Any]) -> dict[str, Any]:
     """The architecture in the rows' words; experts where there are some."""
-    found = {name: shape.get(theirs) for name, theirs in _ARCHITECTURE.items()}
+    found = {name: shape.get(theirs) for name, theirs in ARCHITECTURE.items()}
     if "is_gated_act" in shape:
         found["mlp"] = "gated" if shape["is_gated_act"] else "plain"
-    sparse = ("num_experts", "experts_per_token", "moe_intermediate_size")
-    return {name: value for name, value in found.items() if value or name not in sparse}
+    return {name: value for name, value in found.items() if value or name not in _SPARSE}
 
 
 def _figures(document: Mapping[str, Any], memory: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,6 +28,7 @@ _SHAPE = (
     "num_experts",
     "num_experts_per_tok",
     "moe_intermediate_size",
+    "shared_expert_intermediate_size",
 )
 """What a reader needs who has not the model's `config.json`."""
 

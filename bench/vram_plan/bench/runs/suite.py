@@ -28,11 +28,9 @@ from vram_plan.bench.runs.job import Job
 from vram_plan.estimator.config import TrainConfig
 from vram_plan.profiles.names import suggest
 
-__all__ = ["MOST_CELLS", "SHIPPED", "find_suite", "read_suite"]
+__all__ = ["SHIPPED", "find_suite", "read_suite"]
 
 SHIPPED = Path(__file__).parent / "suites"
-MOST_CELLS = 1000
-"""More runs than this are asked about."""
 _RUN_KEYS = ("device", "steps", "warmup_steps", "repeats", "seed")
 _NOT_OPTIONS = frozenset({"zero_sizes", "assumptions", "node", "stack"})
 _OPTIONS = tuple(f.name for f in fields(TrainConfig) if f.name not in _NOT_OPTIONS)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from vram_plan.bench.instants import instants_of
 from vram_plan.bench.runs.job import Job
 from vram_plan.bench.runs.progress import Progress
+from vram_plan.bench.runs.store import write_whole
 from vram_plan.bench.translate import trace_config
 
 if TYPE_CHECKING:
@@ -90,16 +91,6 @@ def _inject(fault: str, progress: Progress) -> None:
         time.sleep(3600)
     if fault == "exit":
         os._exit(0)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that a reader sees all of it or nothing, power cuts included."""
-    half = path.with_suffix(".half")
-    with half.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    half.rename(path)
 
 
 if __name__ == "__main__":

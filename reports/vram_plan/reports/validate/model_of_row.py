@@ -10,25 +10,10 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
-from vram_plan.profiles.measured_row import Row
+from vram_plan.profiles.measured_row import ARCHITECTURE, Row
 from vram_plan.profiles.model import ModelSpec
 from vram_plan.profiles.models import CatalogueEntry, catalogue
 
-_FIELDS = {
-    "hidden_size": "hidden_size",
-    "num_layers": "num_hidden_layers",
-    "num_heads": "num_attention_heads",
-    "num_kv_heads": "num_key_value_heads",
-    "head_dim": "head_dim",
-    "intermediate_size": "intermediate_size",
-    "vocab_size": "vocab_size",
-    "tied_embeddings": "tie_word_embeddings",
-    "num_experts": "num_experts",
-    "experts_per_token": "num_experts_per_tok",
-    "moe_intermediate_size": "moe_intermediate_size",
-    "shared_intermediate_size": "shared_expert_intermediate_size",
-}
-"""Column → field of ``ModelSpec``."""
 _MEGATRON = frozenset({"megatron", "megatron-deepspeed"})
 _MEGATRON_DROPOUT = 0.1
 """Default of ``--hidden-dropout`` and ``--attention-dropout``, Megatron-LM
@@ -96,7 +81,7 @@ def _relative(row: Row) -> ModelSpec | None:
 def _as_stated(spec: ModelSpec, row: Row) -> ModelSpec:
     """The model with the figures of the row where it gives other ones."""
     changes: dict[str, Any] = {}
-    for column, field in _FIELDS.items():
+    for column, field in ARCHITECTURE.items():
         stated = getattr(row, column)
         if stated is not None and stated != getattr(spec, field):
             changes[field] = stated
