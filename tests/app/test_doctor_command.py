@@ -5,7 +5,7 @@ import json
 import pytest
 
 from vram_plan.app.main import main
-from vram_plan.bench.environment import LIBRARIES, version_of
+from vram_plan.bench.environment import version_of
 
 
 def run(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
