@@ -1,36 +1,19 @@
 """The real thing at small size: a process for each rank, gloo between them, the CPU's allocator."""
 
-import functools
 import os
 import pickle
 import subprocess
 import sys
 import tempfile
-import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from vram_plan.bench.trace.config import TraceConfig
-from vram_plan.bench.trace.sharding.storages import patched
-from vram_plan.bench.trace.storages import tensors_in
 from vram_plan.bench.trace.timeline import Trace
 
 __all__ = ["trace_ranks"]
 
 _TIMEOUT_SECONDS = 300.0
-_REST_SECONDS = 0.001
-_PATIENCE_SECONDS = 2.0
-#: Under their names in torch 2.13 and before.
-_COLLECTIVES = (
-    "all_gather_single",
-    "all_gather_into_tensor",
-    "reduce_scatter_single",
-    "reduce_scatter_tensor",
-    "all_reduce",
-)
 
 
 def trace_ranks(*configs: TraceConfig) -> list[Trace]:
@@ -58,7 +41,7 @@ def trace_ranks(*configs: TraceConfig) -> list[Trace]:
                     rank.kill()
         for process, error in zip(ranks, errors, strict=True):
             if process.returncode:
-                raise RuntimeError(error.strip().splitlines()[-1] if error else "a rank failed")
+                raise RuntimeError(error.strip() if error else "a rank failed")
         traces: list[Trace] = pickle.loads((place / "traces").read_bytes())
         return traces
 
@@ -77,77 +60,20 @@ def _run_rank(place: Path, rank: int, count: int) -> None:
     from vram_plan.bench.trace.optimizers import load_libraries
     from vram_plan.bench.trace.quiet import without_library_noise
     from vram_plan.bench.trace.real import trace_cpu
+    from vram_plan.bench.trace.sharding.copying import register
 
     configs: list[TraceConfig] = pickle.loads((place / "configs").read_bytes())
     build_model(configs[0])  # brings the imports, which look at torch's functions as they are
     load_libraries()
     distributed.init_process_group(
-        "gloo", init_method=f"file://{place}/store", rank=rank, world_size=count
+        register(), init_method=f"file://{place}/store", rank=rank, world_size=count
     )
-    with without_library_noise(), patched(_released()):
+    with without_library_noise():
         traces = [trace_cpu(config) for config in configs]
     if rank == 0:
         (place / "traces").write_bytes(pickle.dumps(traces))
     distributed.barrier()
     distributed.destroy_process_group()
-
-
-def _released() -> list[tuple[Any, str, Any]]:
-    """Patches of the collectives, so that the profiler sees what a GPU's would allocate.
-
-    Gloo's threads must let go of a collective's tensors before the caller does, since the profiler
-    does not see what other threads free. Gloo's working copies, which NCCL has not, are left out:
-    a collective that writes where it is told allocates nothing else.
-    """
-    from torch import distributed
-
-    owners: tuple[tuple[Any, Any], ...] = (
-        (distributed, _aside),
-        (torch.ops._c10d_functional, _rested),
-    )
-    return [
-        (owner, name, patch(getattr(owner, name)))
-        for owner, patch in owners
-        for name in _COLLECTIVES
-        if hasattr(owner, name)
-    ]
-
-
-def _rested(function: Any, seconds: float = 0.02) -> Any:
-    """Returns when gloo's threads have let go of what they were given, or the time is up.
-
-    Functional collectives are held until they are waited for.
-    """
-
-    @functools.wraps(function)
-    def call(*args: Any, **keywords: Any) -> Any:
-        given = list(tensors_in([*args, *keywords.values()]))
-        before = list(map(_holders, given))
-        result = function(*args, **keywords)
-        patience = time.monotonic() + seconds
-        while list(map(_holders, given)) != before and time.monotonic() < patience:
-            time.sleep(_REST_SECONDS)
-        return result
-
-    return call
-
-
-def _holders(tensor: Any) -> tuple[int, int]:
-    """References to a tensor and to its storage."""
-    storage = tensor.untyped_storage()._cdata
-    return tensor._use_count(), torch._C._storage_Use_Count(storage)
-
-
-def _aside(function: Any) -> Any:
-    """What it allocates is marked as no part of the step."""
-    from vram_plan.bench.trace.real import aside
-
-    @functools.wraps(function)
-    def call(*args: Any, **keywords: Any) -> Any:
-        with aside():
-            return _rested(function, _PATIENCE_SECONDS)(*args, **keywords)
-
-    return call
 
 
 if __name__ == "__main__":
