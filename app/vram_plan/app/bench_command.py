@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
+from vram_plan.app.ab_command import aa, ab
+from vram_plan.app.check_command import check
 from vram_plan.app.options import configuration, given
 
 if TYPE_CHECKING:
@@ -43,6 +45,10 @@ def bench() -> None:
       vram-plan bench list
       vram-plan bench show 3f2a
     """
+
+
+for _command in (check, ab, aa):
+    bench.add_command(_command)
 
 
 class _RunCommand(click.Command):

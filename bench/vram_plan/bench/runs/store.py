@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from vram_plan.bench.measurement import SCHEMA
+from vram_plan.bench.runs.surroundings import capacity_of, surroundings_of
 
 __all__ = ["Damaged", "Store", "new_id", "write_whole"]
 
@@ -26,7 +27,8 @@ _TABLE = """
 CREATE TABLE IF NOT EXISTS runs (
   file TEXT PRIMARY KEY, changed INTEGER, size INTEGER, id TEXT, key TEXT, series TEXT,
   created TEXT, model TEXT, method TEXT, engine TEXT, device TEXT, outcome TEXT,
-  allocated INTEGER, planned INTEGER, seconds REAL
+  allocated INTEGER, planned INTEGER, seconds REAL,
+  reserved INTEGER, device_bytes INTEGER, capacity INTEGER, surroundings TEXT
 )
 """
 _COLUMNS = (
@@ -45,6 +47,10 @@ _COLUMNS = (
     "allocated",
     "planned",
     "seconds",
+    "reserved",
+    "device_bytes",
+    "capacity",
+    "surroundings",
 )
 _MOST_BYTES = 64 * 2**20
 _ABANDONED_SECONDS = 3600.0
@@ -140,6 +146,19 @@ class Store:
             rows = connection.execute("SELECT * FROM runs WHERE id IS NOT NULL ORDER BY id")
             return [dict(zip(_COLUMNS, row, strict=True)) for row in rows]
 
+    def damaged(self) -> list[Damaged]:
+        """The files that the index could not read, and why; asked after ``index``."""
+        with closing(self._connect()) as connection:
+            names = [row[0] for row in connection.execute("SELECT file FROM runs WHERE id IS NULL")]
+        return [self._why(name) for name in sorted(names)]
+
+    def _why(self, name: str) -> Damaged:
+        try:
+            self.read(name)
+        except (OSError, ValueError) as error:
+            return Damaged(name, " ".join(str(error).split())[:200])
+        return Damaged(name, "no id")
+
     def finished(self) -> dict[str, str]:
         """Key → outcome of the runs that need not be made again."""
         return {row["key"]: row["outcome"] for row in self.index()}
@@ -152,6 +171,14 @@ class Store:
 
     def _names(self) -> list[str]:
         return sorted(path.name for path in self.runs.glob("*.json")) if self.runs.exists() else []
+
+    def _stamps(self) -> dict[str, tuple[int, int]]:
+        """When each file was changed, and its size."""
+        if not self.runs.exists():
+            return {}
+        with os.scandir(self.runs) as files:
+            found = [(one.name, one.stat()) for one in files if one.name.endswith(".json")]
+        return {name: (about.st_mtime_ns, about.st_size) for name, about in sorted(found)}
 
     def _connect(self) -> sqlite3.Connection:
         """The index; one that is damaged is made again."""
@@ -172,14 +199,12 @@ class Store:
     def _refresh(self, connection: sqlite3.Connection) -> None:
         """Files that came, changed or went since the last time."""
         query = "SELECT file, changed, size FROM runs"
-        known = {row[0]: (row[1], row[2]) for row in connection.execute(query)}
-        names = self._names()
-        for name in known.keys() - set(names):
+        known = {file: (changed, size) for file, changed, size in connection.execute(query)}
+        stamps = self._stamps()
+        for name in known.keys() - stamps.keys():
             connection.execute("DELETE FROM runs WHERE file = ?", (name,))
         marks = ", ".join("?" * len(_COLUMNS))
-        for name in names:
-            about = (self.runs / name).stat()
-            stamp = (about.st_mtime_ns, about.st_size)
+        for name, stamp in stamps.items():
             if known.get(name) != stamp:
                 row = self._row(name, stamp)
                 connection.execute(f"INSERT OR REPLACE INTO runs VALUES ({marks})", row)
@@ -206,4 +231,8 @@ class Store:
             (found.get("memory") or {}).get("allocated_bytes"),
             (found.get("plan") or {}).get("allocated_bytes"),
             seconds[len(seconds) // 2] if seconds else None,
+            (found.get("memory") or {}).get("reserved_bytes"),
+            (found.get("memory") or {}).get("device_bytes"),
+            capacity_of(found),
+            json.dumps(surroundings_of(found), sort_keys=True),
         )
