@@ -6,7 +6,7 @@ import weakref
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from vram_plan.estimator.carried import Borrowed, waiting_gradient
 from vram_plan.estimator.costs import Boundary, Bytes, Cost, Run
@@ -15,6 +15,9 @@ from vram_plan.estimator.ops.cross_entropy import INDEX_BYTES
 from vram_plan.estimator.ops.embedding import LeafVariable
 from vram_plan.estimator.tape import ROUNDING_BYTES, Leaf, Node, Storage, Tensor
 from vram_plan.estimator.tensors import Log
+
+if TYPE_CHECKING:
+    from vram_plan.estimator.speed.work import WorkLog
 
 __all__ = ["RECOMPUTED", "Boundary", "Bytes", "Cost", "Run", "simulate"]
 
@@ -34,13 +37,22 @@ class Watcher(Log, Protocol):
         """A place in the run; the input's node; what lives until the loss goes."""
 
 
-def play(run: Run, watcher: Watcher | None = None) -> Cost:
-    """Run one segment forward and back, under a watcher's eyes where there is one."""
+def play(run: Run, watcher: Watcher | None = None, work: WorkLog | None = None) -> Cost:
+    """Run one segment forward and back, under a watcher's eyes where there is one.
+
+    ``work`` notes what is computed; it is a watcher too.
+    """
     f = _new_forward(run)
+    watcher = watcher or work
     f.t.meter.log = watcher
     meter, recomputes = f.t.meter, run.checkpoint in RECOMPUTED
     borrowed = Borrowed(f.t, run.carried)
     entered = [_entered(f, run)]
+    given = entered[0].storage
+    held = weakref.ref(given) if given is not None else None
+    del given
+    if work is not None:
+        f.t.work, work.tape = work, f.t
     leaf = entered[0].node if watcher else None
     with f.t.checkpointed() if recomputes else nullcontext():
         first = _forward(f, run, entered[0], borrowed)
@@ -50,6 +62,7 @@ def play(run: Run, watcher: Watcher | None = None) -> Cost:
     borrowed.leave(checkpointed=recomputes)
     _tell(watcher, "casts", f, leaf)
     cast, saved = _leave_autocast(f)
+    keeps_input = held is not None and held() is not None
     _tell(watcher, "backward", f, leaf)
     kept = borrowed.kept() | first.kept()
     made = _go_back(f, run, first, entered, borrowed)
@@ -73,8 +86,10 @@ def play(run: Run, watcher: Watcher | None = None) -> Cost:
         produced=tuple((name, boundary) for name, boundary, _ in made.extra),
         kept=kept,
         host=host,
-        attached=sum(storage.nbytes for storage in set(f.t.attached)),
+        attached=sum(storage.nbytes for storage in set(f.t.attached)) + first.leaves(),
         early=_early_gradients(f) if run.keeps_gradients else 0,
+        keeps_input=keeps_input,
+        passed=first.passed,
     )
 
 
@@ -96,6 +111,8 @@ def _go_back(
     if run.how.reentrant:
         return _recompute_within(f, run, entered[0], borrowed, waiting)
     made = _recompute(f, run, entered[0], borrowed)
+    if run.checkpoint == "offload":
+        entered.clear()  # what came back from the host was the repeated function's argument alone
     made.receive(waiting)
     f.t.play()
     return made
@@ -135,10 +152,19 @@ class _Made:
     left: Boundary
     extra: tuple[tuple[str, Boundary, Node | None], ...]
     stored: tuple[tuple[str, weakref.ref[Storage]], ...]
+    passed: str = ""
 
     def kept(self) -> frozenset[str]:
         """Names of what it made whose bytes its own backward functions keep."""
         return frozenset(name for name, stored in self.stored if stored() is not None)
+
+    def leaves(self) -> int:
+        """Bytes of the leaves it made for others, and of their gradients.
+
+        A leaf's ``AccumulateGrad`` names it, and the graph lives as long as the loss does.
+        """
+        made = (made for _, made, node in self.extra if isinstance(node, LeafVariable))
+        return sum(2 * (-(-x.nbytes // ROUNDING_BYTES) * ROUNDING_BYTES) for x in made)
 
     def receive(self, waiting: dict[str, Tensor]) -> None:
         """Hand the gradients that later readers left to the tensors they belong to."""
@@ -219,7 +245,7 @@ def _take_gradients(f: Forward) -> int:
 
 
 def _early_gradients(f: Forward) -> int:
-    learning = (p for p in f.params.values() if p.trainable and f.how.method.regularizes(p.name))
+    learning = (p for p in f.params.values() if p.trainable and f.how.method.regularizes(f, p.name))
     return sum(-(-p.numel * p.itemsize // ROUNDING_BYTES) * ROUNDING_BYTES for p in learning)
 
 
@@ -249,12 +275,13 @@ def _forward(
     f.held = None
     if outputs is not None:
         outputs.append(Tensor(left.numel, left.itemsize, left.storage))
-    if run.input_gradients and isinstance(left.node, LeafVariable):
+    if run.input_gradients and not run.input_stays and isinstance(left.node, LeafVariable):
         left.node.storage = None  # the first layer's checkpoint is the same tensor
     extra = tuple((name, _boundary(x), x.node) for name, x in f.produced.items())
     stored = tuple((name, weakref.ref(x.storage)) for name, x in f.produced.items() if x.storage)
+    passed = next((name for name, x in f.produced.items() if x.storage is left.storage), "")
     f.produced.clear()
-    return _Made(left.node, _boundary(left), extra, stored)
+    return _Made(left.node, _boundary(left), extra, stored, passed)
 
 
 def _boundary(x: Tensor) -> Boundary:

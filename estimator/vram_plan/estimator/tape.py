@@ -17,8 +17,11 @@ Sizes are rounded up to 512 bytes, as the CUDA caching allocator rounds a block
 (``c10/cuda/CUDACachingAllocator.cpp``, ``kMinBlockSize``).
 """
 
-from collections.abc import Iterable, Iterator
+from __future__ import annotations
+
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from vram_plan.estimator.tensors import (
     ROUNDING_BYTES,
@@ -29,7 +32,12 @@ from vram_plan.estimator.tensors import (
     Param,
     Storage,
     Tensor,
+    nothing,
+    storages_in,
 )
+
+if TYPE_CHECKING:
+    from vram_plan.estimator.speed.work import WorkLog
 
 __all__ = [
     "ROUNDING_BYTES",
@@ -67,6 +75,7 @@ class Tape:
         "stop",
         "tail",
         "training",
+        "work",
     )
 
     def __init__(self, meter: Meter | None = None, *, training: bool = True) -> None:
@@ -89,6 +98,7 @@ class Tape:
         self.paged_bytes = 0
         self.attached: list[Storage] = []
         self.passing: list[Storage] | None = None
+        self.work: WorkLog | None = None
 
     def compute(self, numel: int, itemsize: int) -> Tensor:
         """Allocate the output of a matrix product or an attention kernel.
@@ -99,6 +109,8 @@ class Tape:
         """
         if self.replayed:
             self.made += 1
+            if self.work is not None:
+                self.work.replay()
             return Tensor(numel, itemsize, self.replayed.pop(0))
         out = self.new(numel, itemsize)
         if self.forgets and self.selective:
@@ -114,7 +126,7 @@ class Tape:
     def record(
         self,
         out: Tensor,
-        edges: "tuple[Node | Param | None, ...]",
+        edges: tuple[Node | Param | None, ...],
         fn: Backward,
         *,
         packs: bool = False,
@@ -124,11 +136,13 @@ class Tape:
         ``packs`` says that a number or a weight is saved: no memory of the tape's, but a saved
         tensor where recomputation stops.
         """
+        if self.work is not None:
+            self.work.forward_done(out, edges)
         if self.grad_enabled:
             for edge in edges:
                 if edge is not None:
                     if self.forgets:
-                        out.node = Node(_nothing, (), self.component)
+                        out.node = Node(nothing, (), self.component)
                         break
                     node = Node(fn, edges, self.component)
                     if self.pages_out:
@@ -146,7 +160,7 @@ class Tape:
         Every saved tensor is copied for itself and comes back when its node runs.
         """
         for cell in fn.__closure__ or ():
-            storages = tuple(_storages_in((cell.cell_contents,)))
+            storages = tuple(storages_in((cell.cell_contents,)))
             if storages:
                 node.paged += tuple(storage.nbytes for storage in storages)
                 cell.cell_contents = None
@@ -157,7 +171,7 @@ class Tape:
 
         Inputs are packed before the operator runs, so ``out`` counts only if it is saved itself.
         """
-        saved = list(_storages_in(cell.cell_contents for cell in fn.__closure__ or ()))
+        saved = list(storages_in(cell.cell_contents for cell in fn.__closure__ or ()))
         if saved or packs:
             self.last_saved = self.made - (out.storage not in saved)
             self.tail = len(self.nodes)
@@ -167,11 +181,11 @@ class Tape:
         if storage is not None and not self.rehearses:
             (self.attached if self.passing is None else self.passing).append(storage)
 
-    def needs(self, *edges: "Node | Param | None") -> bool:
+    def needs(self, *edges: Node | Param | None) -> bool:
         """Whether an operator with these edges will be recorded."""
         return self.grad_enabled and any(edge is not None for edge in edges)
 
-    def leaf(self, tensor: Tensor) -> "Leaf":
+    def leaf(self, tensor: Tensor) -> Leaf:
         """Make ``tensor`` a leaf that requires a gradient and return where that gradient lands."""
         leaf = Leaf()
         tensor.node = leaf
@@ -199,7 +213,7 @@ class Tape:
         assert grad is not None
         assert node.fn is not None
         back = [self.new(nbytes, 1, "activations") for nbytes in node.paged]
-        grads = list(node.fn(grad))
+        grads = list(node.fn(grad) if self.work is None else self.work.going_back(node, grad))
         del grad, back
         node.fn = None  # releases what was saved before the gradients travel on
         grads.reverse()
@@ -283,17 +297,3 @@ class Tape:
             yield
         finally:
             self.component = before
-
-
-def _nothing(grad: Tensor) -> tuple[Tensor | None, ...]:
-    """The backward function of a node that is never played."""
-    return ()
-
-
-def _storages_in(values: Iterable[object]) -> Iterator[Storage]:
-    """The storages among what a closure holds."""
-    for value in values:
-        if isinstance(value, Storage):
-            yield value
-        elif isinstance(value, tuple):
-            yield from _storages_in(value)

@@ -3,10 +3,10 @@
 Reference counts decide how long a storage lives, as in PyTorch; see ``tape.py``.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from sys import getrefcount
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 ROUNDING_BYTES = 512
 
@@ -132,6 +132,7 @@ class Param:
         shape: its dimensions on this rank.
         grad: the gradient, once made.
         alive: bytes by component at the moment its gradient arrives.
+        gradient: the component of its gradient.
     """
 
     name: str
@@ -144,6 +145,7 @@ class Param:
     shape: tuple[int, ...] = ()
     grad: "Tensor | None" = None
     alive: "dict[str, int] | None" = None
+    gradient: ClassVar[str] = "gradients"
 
     def accumulate(self, grad: Tensor) -> None:
         """Keep the gradient, or add it in place to the one that is there."""
@@ -198,3 +200,17 @@ class Leaf(Node):
 
     def __init__(self) -> None:
         super().__init__(lambda grad: (), (), "temporaries")
+
+
+def nothing(grad: Tensor) -> tuple[Tensor | None, ...]:
+    """The backward function of a node that is never played."""
+    return ()
+
+
+def storages_in(values: Iterable[object]) -> Iterator[Storage]:
+    """The storages among what a closure holds."""
+    for value in values:
+        if isinstance(value, Storage):
+            yield value
+        elif isinstance(value, tuple):
+            yield from storages_in(value)

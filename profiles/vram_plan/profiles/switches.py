@@ -58,6 +58,14 @@ def keeps_four_bit_input(stack: Stack) -> bool:
     return not stack.since("bitsandbytes", "0.43.2")
 
 
+def fuses_four_bit(stack: Stack) -> bool:
+    """4-bit products of few rows run in a fused kernel.
+
+    bitsandbytes ``backends/cuda/ops.py`` ``gemm_4bit``: since 0.50 (pull request 1949).
+    """
+    return stack.since("bitsandbytes", "0.50")
+
+
 def lora_dropout(stack: Stack) -> float:
     """Dropout before low-rank pairs unless said otherwise.
 
@@ -211,3 +219,15 @@ def shards_gptq(stack: Stack) -> bool:
     ``register_tensors_as_parameters_patch_rule``.
     """
     return stack.loop == "fms-acceleration"
+
+
+def loads_kernels_lazily(stack: Stack, engine: str) -> bool:
+    """The CUDA context holds only the kernels that were called.
+
+    torch 1.13.0 ``torch/cuda/__init__.py`` ``_lazy_init`` sets ``CUDA_MODULE_LOADING=LAZY``.
+    BigScience's Megatron-DeepSpeed ran on 1.8 to 1.11 and needs a version to say otherwise.
+    """
+    named = any(name == "torch" for name, _ in stack.given)
+    if engine == "megatron-deepspeed" and not named:
+        return False
+    return stack.since("torch", "1.13")

@@ -15,11 +15,14 @@ from vram_plan.estimator.segment import Composition, Segment
 from vram_plan.estimator.tape import Tensor
 from vram_plan.profiles.model import ModelSpec
 
+EMBEDDED = "embedding_output"
+"""What the embedding's own modules made: ``AlbertModel.forward`` names it."""
+
 
 def embeddings(f: Forward, ids: Tensor, shared: Mapping[str, Tensor]) -> Tensor:
     """``AlbertEmbeddings`` and the mapping to the width of the blocks, which is always there."""
     width = f.spec.embedding_size or f.spec.hidden_size
-    x = bert_embeddings(f, ids, width)
+    x = f.produce(EMBEDDED, bert_embeddings(f, ids, width))
     return f.linear(
         "encoder.embedding_hidden_mapping_in", x, (width, f.spec.hidden_size), bias=True
     )
@@ -68,7 +71,13 @@ def _groups(spec: ModelSpec) -> Iterator[Segment]:
         ):
             if times and count:
                 yield Segment(
-                    name=name, kind="layer", run=layer, count=count, first=first, repeats=repeats
+                    name=name,
+                    kind="layer",
+                    run=layer,
+                    count=count,
+                    first=first,
+                    repeats=repeats,
+                    holds=(EMBEDDED,),
                 )
                 first += count
 

@@ -81,13 +81,13 @@ def attention(f: Forward, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tens
 def written(f: Forward, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Scores, scale, bias, a floor, softmax in their own dtype, product."""
     t, s = f.t, f.heads()
-    weights = scale(t, batched_product(t, low(t, q, s), low(t, k, s), s.scores))
+    weights = scale(t, batched_product(t, low(t, q, s), low(t, k, s), s.scores, s.head_dim))
     weights = add(t, weights, Tensor(0, weights.itemsize, None))
     weights = maximum(t, weights)
     width = FP32_BYTES if f.how.autocast else weights.itemsize
     weights = softmax(t, weights, width, half_to_float=f.how.half)
     numel = s.batch * s.heads * s.seq * s.value_dim
-    out = batched_product(t, low(t, weights, s, flat=True), low(t, v, s), numel)
+    out = batched_product(t, low(t, weights, s, flat=True), low(t, v, s), numel, s.kv_seq)
     return merged(t, out, s)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from vram_plan.estimator.blocks.gpt_parts import (
     Inputs,
     Shareds,
+    local,
     mask,
     model,
     only_eager,
@@ -61,12 +62,13 @@ def written(f: Forward, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, tuple[
     t, s = f.t, f.heads()
     itemsize = LOW_BYTES if f.how.autocast else q.itemsize
     q, k, v = cast(t, q, itemsize), cast(t, k, itemsize), cast(t, v, itemsize)
-    scores = batched_product(t, q, k, s.scores)
-    weights = add(t, scores, Tensor(0, f.how.compute_bytes, None))
+    scores = batched_product(t, q, k, s.scores, s.head_dim)
+    weights = add(t, scores, Tensor(0, f.how.stream_bytes, None))
     probabilities = softmax(t, weights, FP32_BYTES, half_to_float=s.half)
     probabilities = cast(t, probabilities, q.itemsize)
     probabilities = f.dropout(probabilities, s.dropout)
-    out = batched_product(t, probabilities, v, s.batch * s.heads * s.seq * s.value_dim)
+    size = s.batch * s.heads * s.seq * s.value_dim
+    out = batched_product(t, probabilities, v, size, s.kv_seq)
     return copy(t, out), (scores, weights, probabilities)
 
 
@@ -89,8 +91,8 @@ def head(f: Forward, x: Tensor, shared: Inputs) -> Tensor:
 def shared_tensors(f: Forward) -> Shareds:
     """The bias [batch · heads, 1, seq] and the mask."""
     heads = f.spec.num_attention_heads
-    alibi = Shared(numel=f.tokens * heads, itemsize=f.how.compute_bytes, saved=False)
-    slopes = Shared(numel=heads, itemsize=FP32_BYTES, saved=False)
+    alibi = Shared(numel=f.tokens * heads, itemsize=f.how.stream_bytes, saved=False)
+    slopes = local(heads, FP32_BYTES)
     return {"alibi": alibi, "slopes": slopes, **mask(f, always=True)}
 
 

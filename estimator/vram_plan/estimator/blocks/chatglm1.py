@@ -67,13 +67,14 @@ def attention(f: Forward, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     t, s, itemsize = f.t, f.heads(), q.itemsize
     q = scale(t, q)
     buffer = t.new(s.scores, itemsize)
-    weights = batched_product(t, q, k, s.scores)
+    weights = batched_product(t, q, k, s.scores, s.head_dim)
     del buffer
     weights = cast(t, weights, FP32_BYTES)
     weights = scale(t, weights)
     weights = softmax(t, weights, FP32_BYTES, half_to_float=False)
     weights = cast(t, weights, itemsize)
-    return copy(t, batched_product(t, weights, v, s.batch * s.heads * s.seq * s.value_dim))
+    size = s.batch * s.heads * s.seq * s.value_dim
+    return copy(t, batched_product(t, weights, v, size, s.kv_seq))
 
 
 def mlp(f: Forward, x: Tensor) -> Tensor:

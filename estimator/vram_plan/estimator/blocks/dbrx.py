@@ -112,18 +112,20 @@ def expert(f: Forward, x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Ten
     """``DbrxExpertGLU.forward`` on one expert's rows."""
     rows = x.numel // f.spec.hidden_size
     width = rows * f.spec.moe_intermediate_size // f.how.tensor
-    first = product(f, x, gate, width)
-    second = product(f, x, up, width)
+    first = product(f, x, gate, width, f.spec.hidden_size)
+    second = product(f, x, up, width, f.spec.hidden_size)
     first = f.act(first)
     inner = f.mul(first, second)
-    return product(f, inner, down, rows * f.spec.hidden_size)
+    return product(f, inner, down, rows * f.spec.hidden_size, width // rows)
 
 
-def product(f: Forward, x: Tensor, weight: Tensor, numel: int) -> Tensor:
+def product(f: Forward, x: Tensor, weight: Tensor, numel: int, inner: int) -> Tensor:
     """``x.matmul(weight)``; under autocast both are cast every time, for neither is a leaf."""
     if f.how.autocast:
-        x, weight = cast(f.t, x, LOW_BYTES), cast(f.t, weight, LOW_BYTES)
-    return batched_product(f.t, x, weight, numel)
+        x = cast(f.t, x, LOW_BYTES)
+        with f.t.scope("temporaries"):
+            weight = cast(f.t, weight, LOW_BYTES)
+    return batched_product(f.t, x, weight, numel, inner)
 
 
 def head(f: Forward, x: Tensor, shared: Mapping[str, Tensor]) -> Tensor:
@@ -136,7 +138,7 @@ def compose(spec: ModelSpec) -> Composition:
     """``DbrxForCausalLM``; the load-balancing loss is off (``output_router_logits``)."""
     return Composition(
         segments=(
-            Segment(name="transformer.wte", kind="embedding", run=token_embedding),
+            Segment(name="transformer.wte", kind="embedding", run=token_embedding, named=True),
             Segment(
                 name="transformer.blocks",
                 kind="layer",

@@ -58,7 +58,7 @@ def compose(spec: ModelSpec) -> Composition:
     layers = spec.num_hidden_layers
     return Composition(
         segments=(
-            Segment(name="embeddings", kind="embedding", run=embeddings),
+            Segment(name="embeddings", kind="embedding", run=embeddings, named=True),
             Segment(name="transformer.layer", kind="layer", run=layer, count=layers, first=0),
             Segment(name="vocab_projector", kind="head", run=head),
         ),

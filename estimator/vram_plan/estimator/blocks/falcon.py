@@ -8,6 +8,7 @@ from vram_plan.estimator.blocks.gpt_parts import (
     Inputs,
     Shareds,
     embed_tokens,
+    local,
     model,
     position_ids,
     rotary_tables,
@@ -101,7 +102,7 @@ def eager(f: Forward, parts: tuple[Tensor, Tensor, Tensor], s: Heads, itemsize: 
     """Scores divided in place, a softmax in the dtype of the hidden states, no dropout."""
     t, (q, k, v), autocast = f.t, parts, f.how.autocast
     scores = scale_in_place(t, plain_scores(t, q, k, s, autocast=autocast))
-    masked = plus_mask(t, scores, f.how.compute_bytes)
+    masked = plus_mask(t, scores, f.how.stream_bytes)
     scores = softmax(t, masked, itemsize, half_to_float=s.half)
     del masked
     return merged(f, scores, v, s), (scores,)
@@ -112,8 +113,8 @@ def with_bias(f: Forward, parts: tuple[Tensor, Tensor, Tensor], s: Heads, itemsi
     t, (q, k, v), autocast = f.t, parts, f.how.autocast
     product = plain_scores(t, q, k, s, autocast=autocast)
     wide = cast(t, product, FP32_BYTES)
-    logits = scale_in_place(t, plus_mask(t, wide, f.how.compute_bytes))
-    masked = plus_mask(t, logits, f.how.compute_bytes)
+    logits = scale_in_place(t, plus_mask(t, wide, f.how.stream_bytes))
+    masked = plus_mask(t, logits, f.how.stream_bytes)
     probabilities = softmax(t, masked, itemsize, half_to_float=False)
     del masked
     probabilities = f.dropout(probabilities, s.dropout)
@@ -125,7 +126,8 @@ def merged(f: Forward, weights: Tensor, v: Tensor, s: Heads) -> Tensor:
     t, autocast = f.t, f.how.autocast
     low = cast(t, weights, 2) if autocast else weights
     values = factor(t, v, s, s.kv_heads, autocast=autocast)
-    return copy(t, batched_product(t, low, values, s.batch * s.heads * s.seq * s.value_dim))
+    size = s.batch * s.heads * s.seq * s.value_dim
+    return copy(t, batched_product(t, low, values, size, s.kv_seq))
 
 
 def mlp(f: Forward, x: Tensor) -> Tensor:
@@ -148,10 +150,10 @@ def shared_tensors(f: Forward) -> Shareds:
     spec = f.spec
     turned = spec.position_embedding_type == "rope"
     kept = {**rotary_tables(f, saved=turned), **position_ids(f)}
-    tokens, itemsize, pairs = f.tokens, f.how.compute_bytes, f.seq * f.seq
+    tokens, itemsize, pairs = f.tokens, f.how.stream_bytes, f.seq * f.seq
     if not turned:
         heads = spec.num_attention_heads
-        kept["ones"] = Shared(numel=tokens, itemsize=INDEX_BYTES, saved=False)
+        kept["ones"] = local(tokens, INDEX_BYTES)
         kept["alibi"] = Shared(numel=tokens * heads, itemsize=itemsize, saved=False)
         kept["mask"] = Shared(
             numel=f.batch * heads * pairs, itemsize=itemsize, saved=f.how.attention != "eager"

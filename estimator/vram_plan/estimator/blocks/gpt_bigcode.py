@@ -46,7 +46,7 @@ block = pre_norm_block(attention)
 def shared_tensors(f: Forward) -> Shareds:
     """Positions, the mask, and one boolean triangle of the longest sequence."""
     rows = f.spec.max_position_embeddings
-    return {"buffers": Shared(numel=rows * rows, itemsize=1), **learned_positions(f)}
+    return {"buffers": Shared(numel=rows * rows, itemsize=1, buffer=True), **learned_positions(f)}
 
 
 def compose(spec: ModelSpec) -> Composition:

@@ -39,7 +39,7 @@ block = pre_norm_block(attention)
 def shared_tensors(f: Forward) -> Shareds:
     """Positions, the mask, and in every layer a boolean triangle of the longest sequence."""
     rows = f.spec.max_position_embeddings
-    triangles = Shared(numel=f.spec.num_hidden_layers * rows * rows, itemsize=1)
+    triangles = Shared(numel=f.spec.num_hidden_layers * rows * rows, itemsize=1, buffer=True)
     return {"buffers": triangles, **learned_positions(f)}
 
 

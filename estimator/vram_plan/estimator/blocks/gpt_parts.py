@@ -7,9 +7,10 @@ from dataclasses import replace
 
 from vram_plan.estimator.blocks.heads import token_embedding
 from vram_plan.estimator.forward import Forward
+from vram_plan.estimator.ops.attention import repeat_kv
 from vram_plan.estimator.ops.elementwise import copy
 from vram_plan.estimator.ops.scores import LOW_BYTES, Written, written
-from vram_plan.estimator.ops.sdpa import kernel_for, repeat, sdpa
+from vram_plan.estimator.ops.sdpa import kernel_for, sdpa
 from vram_plan.estimator.segment import Composition, Run, Segment, Shared
 from vram_plan.estimator.tape import Tensor
 from vram_plan.profiles.model import ModelSpec
@@ -32,9 +33,10 @@ def model(
     """Embedding, equal layers and head; ``names`` are the paths of embedding and layers."""
     embed, layer, head = runs
     count = spec.num_hidden_layers
+    plain = embed is embed_tokens and not spec.embedding_dropout
     return Composition(
         segments=(
-            Segment(name=names[0], kind="embedding", run=embed),
+            Segment(name=names[0], kind="embedding", run=embed, named=plain),
             Segment(name=names[1], kind="layer", run=layer, count=count, first=0),
             Segment(name="lm_head", kind="head", run=head),
         ),
@@ -57,7 +59,9 @@ def attend(
     """
     heads, kernel = f.heads(), f.how.attention
     if kernel == "eager":
-        how = replace(how, mask_bytes=f.how.compute_bytes, autocast=f.how.autocast)
+        how = replace(how, mask_bytes=f.how.stream_bytes, autocast=f.how.autocast)
+        if f.how.method.prefix_tokens:  # behind their prefix (``cat``) keys lie by heads
+            how = replace(how, copied=how.copied.strip("kv"))
         out, f.held = written(f.t, q, k, v, heads, how)
         return out
     if kernel == "sdpa":
@@ -79,11 +83,10 @@ def attend_in_window(
     """
     if f.how.attention != "sdpa" or "window" not in shared:
         return attend(f, q, k, v, how)
-    mask = Tensor(f.batch * shared["window"].numel, 1, None)
     heads = f.heads()
+    mask = Tensor(f.batch * heads.seq * heads.kv_seq, 1, None)
     if heads.kv_heads != heads.heads:
-        times = heads.heads // heads.kv_heads
-        k, v = repeat(f.t, k, times), repeat(f.t, v, times)
+        k, v = repeat_kv(f.t, k, heads), repeat_kv(f.t, v, heads)
         heads = replace(heads, kv_heads=heads.heads)
     return sdpa(f.t, q, k, v, heads, mask=mask)
 
@@ -91,7 +94,8 @@ def attend_in_window(
 def window_mask(f: Forward) -> Shareds:
     """The mask of eager attention, or a boolean one (its batches share memory) for a window."""
     if f.how.attention == "sdpa" and 0 < f.spec.sliding_window < f.seq:
-        return {"window": Shared(numel=f.seq * f.seq, itemsize=1, saved=False)}
+        keys = f.seq + f.how.method.prefix_tokens
+        return {"window": Shared(numel=f.seq * keys, itemsize=1, saved=False)}
     return mask(f)
 
 
@@ -117,15 +121,13 @@ def mask(f: Forward, *, always: bool = False) -> Shareds:
     """The causal mask [batch, 1, seq, seq], which fused kernels do without."""
     if f.how.attention != "eager" and not always:
         return {}
-    return {
-        "mask": Shared(numel=f.batch * f.seq * f.seq, itemsize=f.how.compute_bytes, saved=False)
-    }
+    return {"mask": Shared(numel=f.batch * f.seq * f.seq, itemsize=f.how.stream_bytes, saved=False)}
 
 
 def rotary_tables(f: Forward, *, saved: bool = True) -> Shareds:
     """Tables of cos and sin [1, seq, rotary_dim] in the activations' dtype."""
     width = f.spec.rotary_dim or f.spec.head_dim
-    table = Shared(numel=f.seq * width, itemsize=f.how.compute_bytes, saved=saved)
+    table = Shared(numel=f.seq * width, itemsize=f.how.stream_bytes, saved=saved)
     return {"cos": table, "sin": table}
 
 
@@ -138,18 +140,34 @@ def held_embeddings(f: Forward) -> Shareds:
     """The token lookup, where dropout makes another tensor of it."""
     if not f.spec.embedding_dropout or not f.how.training:
         return {}
+    return token_lookup(f)
+
+
+def token_lookup(f: Forward) -> Shareds:
+    """The looked-up tokens, a local variable; none where autograd holds them for their gradient."""
+    method = f.how.method
+    frozen = not method.trains("embed_tokens.weight", "embedding", -1)
+    if method.virtual_tokens:
+        return {}  # PEFT's variable holds them longer
+    if f.input_gradients and frozen and not f.spec.embedding_size:
+        return {}
     numel = f.tokens * f.spec.hidden_size
-    return {"inputs_embeds": Shared(numel=numel, itemsize=f.how.weights_bytes, saved=False)}
+    return {"inputs_embeds": local(numel, f.how.stream_bytes)}
+
+
+def local(numel: int, itemsize: int) -> Shared:
+    """A local variable of the model's forward."""
+    return Shared(numel=numel, itemsize=itemsize, saved=False, given=False)
 
 
 def learned_positions(f: Forward) -> Shareds:
     """Position ids, and the two lookups that ``forward`` keeps as local variables."""
-    hidden, itemsize = f.spec.hidden_size, f.how.weights_bytes
+    hidden, itemsize = f.spec.hidden_size, f.how.stream_bytes
     learns = f.how.training and f.how.method.trains("wpe.weight", "position", -1)
     return {
         **position_ids(f, saved=learns),
-        "inputs_embeds": Shared(numel=f.tokens * hidden, itemsize=itemsize, saved=False),
-        "position_embeds": Shared(numel=f.seq * hidden, itemsize=itemsize, saved=False),
+        **token_lookup(f),
+        "position_embeds": local(f.seq * hidden, itemsize),
         **mask(f),
     }
 

@@ -73,7 +73,7 @@ def shared_tensors(f: Forward) -> Shareds:
     """Position ids, the mask, and the table of sines and cosines that every layer holds."""
     spec = f.spec
     numel = spec.num_hidden_layers * spec.max_position_embeddings * spec.rotary_dim
-    tables = Shared(numel=numel, itemsize=FP32_BYTES)
+    tables = Shared(numel=numel, itemsize=FP32_BYTES, buffer=True)
     return {"buffers": tables, **position_ids(f), **held_embeddings(f), **mask(f)}
 
 

@@ -114,7 +114,10 @@ def late_shift_loss(f: Forward, x: Tensor, *, wide: bool) -> Tensor:
         logits = f.head_linear(x, (f.spec.hidden_size, f.spec.vocab_size))
         if wide:
             logits = cast(t, logits, FP32_BYTES)
-        return _late_shift(f, logits)
+        out = _late_shift(f, logits)
+        if f.how.widens_outputs and logits.itemsize < FP32_BYTES:
+            t.new(logits.numel, FP32_BYTES)  # beside the ones that the model returns
+        return out
 
 
 def _late_shift(f: Forward, logits: Tensor) -> Tensor:

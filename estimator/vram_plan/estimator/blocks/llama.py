@@ -124,7 +124,7 @@ def rotary_tables(f: Forward, *, itemsize: int = 0) -> dict[str, Shared]:
 
     cos and sin have the activations' dtype unless ``itemsize`` says another.
     """
-    table = Shared(numel=f.seq * f.spec.rotary_dim, itemsize=itemsize or f.how.compute_bytes)
+    table = Shared(numel=f.seq * f.spec.rotary_dim, itemsize=itemsize or f.how.stream_bytes)
     ids = Shared(numel=f.seq, itemsize=INDEX_BYTES, saved=False)
     return {"cos": table, "sin": table, "position_ids": ids, **masks(f)}
 
@@ -143,7 +143,7 @@ def masks(f: Forward) -> dict[str, Shared]:
         name = "window_mask" if windowed else "mask"
         if f.how.attention == "eager":
             numel = f.batch * scores
-            found[name] = Shared(numel=numel, itemsize=f.how.compute_bytes, saved=False)
+            found[name] = Shared(numel=numel, itemsize=f.how.stream_bytes, saved=False)
         elif f.how.attention == "sdpa" and (prefix or (windowed and f.seq > spec.sliding_window)):
             found[name] = Shared(numel=scores, itemsize=1, saved=False)
     return found
@@ -163,7 +163,7 @@ def decoder(
     """
     return Composition(
         segments=(
-            Segment(name="model.embed_tokens", kind="embedding", run=embed),
+            Segment(name="model.embed_tokens", kind="embedding", run=embed, named=True),
             *windowed_segments(spec, layer),
             Segment(name="lm_head", kind="head", run=head),
         ),

@@ -114,13 +114,19 @@ def feed_forward(f: Forward, x: Tensor) -> Tensor:
 
 def head(f: Forward, x: Tensor, shared: Mapping[str, Tensor]) -> Tensor:
     """The last norm, the vocabulary-parallel projection and its cross-entropy."""
+    logits = vocabulary_logits(f, x)
+    with f.t.scope("logits"):
+        return megatron.vocabulary_loss(f.t, logits)
+
+
+def vocabulary_logits(f: Forward, x: Tensor) -> Tensor:
+    """The last norm and this rank's part of the logits."""
     spec, split = f.spec, _split(f)
     x = megatron.norm(f.t, x, _norm(f, "final_layernorm"), spec.hidden_size)
     name = "embed_tokens.weight" if spec.tie_word_embeddings else "output_layer.weight"
     weight = f.param(name, (padded_rows(spec, split.ranks), spec.hidden_size), "head")
     with f.t.scope("logits"):
-        logits = megatron.head_linear(f.t, x, weight, split)
-        return megatron.vocabulary_loss(f.t, logits)
+        return megatron.head_linear(f.t, x, weight, split)
 
 
 def _split(f: Forward) -> megatron.Split:

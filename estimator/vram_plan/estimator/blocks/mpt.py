@@ -53,14 +53,16 @@ def attention(f: Forward, x: Tensor) -> tuple[Tensor, Tensor]:
 def written(f: Forward, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Scores plus an fp32 bias, masked, through the softmax; and the probabilities."""
     t, s, how = f.t, f.heads(), Written(autocast=f.how.autocast)
-    scores = batched_product(t, factor(t, q, s, how, "q"), factor(t, k, s, how, "k"), s.scores)
+    factors = factor(t, q, s, how, "q"), factor(t, k, s, how, "k")
+    scores = batched_product(t, *factors, s.scores, s.head_dim)
+    del factors
     scores = scale(t, scores)
     scores = add(t, scores, Tensor(0, FP32_BYTES, None))
     scores = scale(t, scores)  # masked_fill: a new tensor, and one more for the gradient
     weights = cast(t, softmax(t, scores, FP32_BYTES, half_to_float=False), v.itemsize)
     weights = f.dropout(weights, s.dropout)
     numel = s.batch * s.heads * s.seq * s.value_dim
-    out = batched_product(t, low(t, weights, how), factor(t, v, s, how, "v"), numel)
+    out = batched_product(t, low(t, weights, how), factor(t, v, s, how, "v"), numel, s.kv_seq)
     return copy(t, out), weights
 
 

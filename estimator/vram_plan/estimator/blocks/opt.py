@@ -8,8 +8,10 @@ from vram_plan.estimator.blocks.gpt_parts import (
     Shareds,
     attend,
     lent,
+    local,
     mask,
     model,
+    token_lookup,
 )
 from vram_plan.estimator.blocks.heads import causal_lm_loss
 from vram_plan.estimator.forward import Forward
@@ -94,15 +96,14 @@ def head(f: Forward, x: Tensor, shared: Inputs) -> Tensor:
 
 def shared_tensors(f: Forward) -> Shareds:
     """Position ids with and without offset, the ones they are counted from, both lookups."""
-    tokens, itemsize = f.tokens, f.how.weights_bytes
+    tokens, itemsize = f.tokens, f.how.stream_bytes
     learns = f.how.training and f.how.method.trains("embed_positions.weight", "position", -1)
-    lookup = Shared(numel=tokens * f.spec.hidden_size, itemsize=itemsize, saved=False)
     return {
         "position_ids": Shared(numel=tokens, itemsize=INDEX_BYTES, saved=learns),
-        "positions": Shared(numel=tokens, itemsize=INDEX_BYTES, saved=False),
-        "ones": Shared(numel=tokens, itemsize=FP32_BYTES, saved=False),
-        "inputs_embeds": lookup,
-        "position_embeds": lookup,
+        "positions": local(tokens, INDEX_BYTES),
+        "ones": local(tokens, FP32_BYTES),
+        **token_lookup(f),
+        "position_embeds": local(tokens * f.spec.hidden_size, itemsize),
         **mask(f),
     }
 

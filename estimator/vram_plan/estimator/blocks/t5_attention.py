@@ -108,6 +108,8 @@ def _kernel(
     added = bias if cross else copy(f.t, _where_causal(f, bias) if causal else bias)
     if f.how.autocast:
         added = cast(f.t, added, LOW_BYTES)
+        if isinstance(bias.node, LeafVariable):  # autocast caches the copies of fp32 leaves
+            f.cache["cross bias"] = added
     return sdpa(f.t, *parts, s, mask=added), None
 
 

@@ -82,10 +82,17 @@ def product(t: Tape, x: Tensor, weight: Tensor, outputs: int) -> Tensor:
     def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
         _ = keep_x, keep_w
         dw = t.new(wn, wi) if w_needs else None
+        if t.work is not None and dw is not None:
+            t.work.product((outputs, rows, inputs), xi)
         dx = t.new(xn, xi).view() if x_needs else None
+        if t.work is not None and dx is not None:
+            t.work.product((rows, outputs, inputs), xi)
         return dx, dw
 
-    return t.record(t.new(rows * outputs, x.itemsize), (x.node, weight.node), backward)
+    out = t.new(rows * outputs, x.itemsize)
+    if t.work is not None:
+        t.work.product((rows, inputs, outputs), x.itemsize)
+    return t.record(out, (x.node, weight.node), backward)
 
 
 def divide(t: Tape, x: Tensor, divisor: Tensor) -> Tensor:
@@ -158,13 +165,30 @@ def past_key_values(t: Tape, past: Tensor, numel: int) -> tuple[Tensor, Tensor]:
 
 
 def folded(t: Tape, weight: Param, left: Tensor, right: Tensor) -> Tensor:
-    """``baddbmm(weight, left, right)`` with a frozen weight: keeps both factors."""
+    """``baddbmm(weight, left, right, alpha)`` with a frozen weight: keeps both factors.
+
+    Going back, the product with the other factor is multiplied by alpha into a new tensor
+    (``maybe_multiply``, torch 2.13.0 ``tools/autograd/derivatives.yaml``).
+    """
     kept = left.storage, right.storage
     sizes = (left.numel, left.itemsize), (right.numel, right.itemsize)
 
     def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
         _ = kept
-        return tuple(t.new(numel, itemsize) for numel, itemsize in sizes)
+        return tuple(scaled(numel, itemsize) for numel, itemsize in sizes)
+
+    def scaled(numel: int, itemsize: int) -> Tensor:
+        product = t.new(numel, itemsize)
+        if t.work is not None:
+            other = sizes[0][0] + sizes[1][0] - numel
+            t.work.batched((weight.numel, other, numel), weight.numel * inner, itemsize)
+        out = t.new(numel, itemsize)
+        del product
+        return out
 
     out = t.new(weight.numel, weight.itemsize)
+    inner = left.numel * weight.shape[-1] // weight.numel
+    if t.work is not None:
+        sides = left.numel, right.numel, weight.numel
+        t.work.batched(sides, weight.numel * inner, weight.itemsize)
     return t.record(out, (left.node, right.node), backward)

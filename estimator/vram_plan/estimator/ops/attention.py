@@ -72,6 +72,8 @@ def flash(t: Tape, q: Tensor, k: Tensor, v: Tensor, s: Heads, *, seeds: int = 1)
     if s.autocast:
         q, k, v = (cast(t, x, LOW_BYTES) for x in (q, k, v))
     out = t.compute(s.batch * s.seq * s.heads * s.value_dim, q.itemsize)
+    if t.work is not None:
+        t.work.attention(s, q.itemsize)
     if not t.needs(q.node, k.node, v.node):
         return out
     lse = t.compute(s.batch * s.heads * s.seq, FP32_BYTES)
@@ -82,6 +84,8 @@ def flash(t: Tape, q: Tensor, k: Tensor, v: Tensor, s: Heads, *, seeds: int = 1)
     def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
         _ = kept, state
         dq, dk, dv = t.new(qn, itemsize), t.new(kn, itemsize), t.new(vn, itemsize)
+        if t.work is not None:
+            t.work.attention(s, itemsize, outputs=3)
         dq.by_token = dk.by_token = dv.by_token = True  # only v's matters where q and k are joined
         rounded = _round_up(s.seq, 128)
         softmax_d = t.new(s.batch * s.heads * rounded, FP32_BYTES)
@@ -110,9 +114,10 @@ def block_sparse(t: Tape, parts: tuple[Tensor, Tensor, Tensor], s: Heads, densit
     """
     q, k, v = parts
     scores = int(s.scores * density)
-    weights = _softmax_in_place(t, batched_product(t, q, k, scores))
+    weights = _softmax_in_place(t, batched_product(t, q, k, scores, s.head_dim))
     weights = dropout(t, weights, s.dropout)
-    return merged(t, batched_product(t, weights, v, s.batch * s.heads * s.seq * s.value_dim), s)
+    size, keys = s.batch * s.heads * s.seq * s.value_dim, round(s.kv_seq * density)
+    return merged(t, batched_product(t, weights, v, size, keys), s)
 
 
 def _softmax_in_place(t: Tape, x: Tensor) -> Tensor:
@@ -138,16 +143,16 @@ def eager(
     """
     itemsize = q.itemsize
     keys, values = repeat_kv(t, k, s), repeat_kv(t, v, s)
-    weights = scale(t, batched_product(t, low(t, q, s), low(t, keys, s), s.scores))
+    weights = scale(t, batched_product(t, low(t, q, s), low(t, keys, s), s.scores, s.head_dim))
     if capped:
         weights = scale(t, tanh(t, scale(t, weights)))
     if s.masked:
         weights = add(t, weights, Tensor(0, itemsize, None))
     weights = cast(t, softmax(t, weights, FP32_BYTES, half_to_float=s.half), itemsize)
     weights = dropout(t, weights, s.dropout)
-    out = batched_product(
-        t, low(t, weights, s, flat=True), low(t, values, s), s.batch * s.heads * s.seq * s.value_dim
-    )
+    factors = low(t, weights, s, flat=True), low(t, values, s)
+    out = batched_product(t, *factors, s.batch * s.heads * s.seq * s.value_dim, s.kv_seq)
+    del factors
     return merged(t, out, s), weights
 
 
@@ -199,8 +204,11 @@ def repeat_heads(t: Tape, x: Tensor, s: Heads) -> Tensor:
     return t.record(out, (x.node,), lambda grad: (t.new(numel, itemsize),))
 
 
-def batched_product(t: Tape, a: Tensor, b: Tensor, numel: int) -> Tensor:
-    """``matmul`` of two activations: saves each where the other needs a gradient."""
+def batched_product(t: Tape, a: Tensor, b: Tensor, numel: int, inner: int) -> Tensor:
+    """``matmul`` of two activations: saves each where the other needs a gradient.
+
+    ``inner``: the length of the dimension that is summed over.
+    """
     keep_a = a.storage if b.requires_grad else None
     keep_b = b.storage if a.requires_grad else None
     (an, ai, a_needs), (bn, bi, b_needs) = (
@@ -211,9 +219,17 @@ def batched_product(t: Tape, a: Tensor, b: Tensor, numel: int) -> Tensor:
     def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
         _ = keep_a, keep_b
         db = t.new(bn, bi).view() if b_needs else None
-        return t.new(an, ai).view() if a_needs else None, db
+        if t.work is not None and db is not None:
+            t.work.batched((an, numel, bn), numel * inner, ai)
+        da = t.new(an, ai).view() if a_needs else None
+        if t.work is not None and da is not None:
+            t.work.batched((bn, numel, an), numel * inner, ai)
+        return da, db
 
-    return t.record(t.compute(numel, a.itemsize), (a.node, b.node), backward)
+    out = t.compute(numel, a.itemsize)
+    if t.work is not None:
+        t.work.batched((an, bn, numel), numel * inner, ai)
+    return t.record(out, (a.node, b.node), backward)
 
 
 def softmax(t: Tape, x: Tensor, itemsize: int, *, half_to_float: bool) -> Tensor:

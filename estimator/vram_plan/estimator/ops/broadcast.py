@@ -67,12 +67,13 @@ def math(
         factor(t, scaled, s, s.heads, autocast=False),
         factor(t, scale(t, k), s, s.kv_heads, autocast=False),
     )
-    weights = safe_softmax(t, batched_product(t, *factors, s.scores).moved(), s)
+    weights = safe_softmax(t, batched_product(t, *factors, s.scores, s.head_dim).moved(), s)
     del factors
     weights = dropout(t, weights, s.dropout)
     second = weights if itemsize == FP32_BYTES else t.new(weights.numel, itemsize)
     values = factor(t, v, s, s.kv_heads, autocast=False)
-    out = batched_product(t, weights, values, s.batch * s.heads * s.seq * s.value_dim)
+    size = s.batch * s.heads * s.seq * s.value_dim
+    out = batched_product(t, weights, values, size, s.kv_seq)
     out = cast(t, out, itemsize)
     del bias, q, scaled, second
     return copy(t, out)
@@ -81,7 +82,8 @@ def math(
 def plain_scores(t: Tape, q: Tensor, k: Tensor, s: Heads, *, autocast: bool) -> Tensor:
     """``q @ k.transpose(-1, -2)``."""
     first = factor(t, q, s, s.heads, autocast=autocast)
-    return batched_product(t, first, factor(t, k, s, s.kv_heads, autocast=autocast), s.scores)
+    second = factor(t, k, s, s.kv_heads, autocast=autocast)
+    return batched_product(t, first, second, s.scores, s.head_dim)
 
 
 def plus_mask(t: Tape, weights: Tensor, itemsize: int) -> Tensor:

@@ -115,13 +115,21 @@ def grouped_product(t: Tape, x: Tensor, weight: Param, inputs: int, offsets: Ten
 
     def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
         _ = kept
-        dw = t.new(weight.numel, weight.itemsize, "gradients") if trains else None
+        dw = t.new(weight.numel, weight.itemsize, weight.gradient) if trains else None
+        if t.work is not None and dw is not None:
+            t.work.product((outputs, rows // experts, inputs), x_itemsize, batch=experts)
         dx = t.new(x_numel, x_itemsize) if x_needs else None
+        if t.work is not None and dx is not None:
+            t.work.product((rows // experts, outputs, inputs), x_itemsize, batch=experts)
         return dx, dw
 
-    outputs = weight.numel // (weight.shape[0] * inputs)
+    experts = weight.shape[0]
+    outputs = weight.numel // (experts * inputs)
     edges = (x.node, weight if trains else None)
-    return t.record(t.new(rows * outputs, x_itemsize), edges, backward, packs=True)
+    out = t.new(rows * outputs, x_itemsize)
+    if t.work is not None:
+        t.work.product((rows // experts, inputs, outputs), x_itemsize, batch=experts)
+    return t.record(out, edges, backward, packs=True)
 
 
 def gather_bias(t: Tape, bias: Param, index: Tensor) -> Tensor:

@@ -17,10 +17,12 @@ def rms_norm(t: Tape, x: Tensor, weight: Param | None, width: int) -> Tensor:
     rstd = t.new(x.numel // width, FP32_BYTES)
     trained = (weight,) if weight is not None and weight.trainable else ()
     kept = (x.storage, rstd.storage)
-    needs = x.requires_grad
+    numel, itemsize, needs = x.numel, x.itemsize, x.requires_grad
 
     def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
         _ = kept
+        if t.work is not None:
+            t.work.in_place(3 * numel * itemsize)
         partial = t.new(PROCESSORS * width, FP32_BYTES)
         made = [t.new(p.numel, p.itemsize, "gradients") for p in trained]
         del partial
@@ -34,8 +36,12 @@ def rotate(t: Tape, x: Tensor) -> Tensor:
     out = Tensor(x.numel, x.itemsize, x.storage)
     out.by_token = x.by_token
     numel, itemsize = x.numel, x.itemsize
+    if t.work is not None:
+        t.work.in_place(2 * numel * itemsize)
 
     def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
+        if t.work is not None:
+            t.work.in_place(2 * numel * itemsize)
         if grad.by_token:
             return (grad,)
         laid = t.new(numel, itemsize)
@@ -52,6 +58,8 @@ def swiglu(t: Tape, gate: Tensor, up: Tensor) -> Tensor:
     numel, itemsize = gate.numel, gate.itemsize
 
     def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
+        if t.work is not None:
+            t.work.in_place(5 * numel * itemsize)
         return tuple(Tensor(numel, itemsize, storage) for storage in kept)
 
     return t.record(out, (gate.node, up.node), backward)

@@ -21,11 +21,15 @@ def fused_cross_entropy(t: Tape, logits: Tensor, tokens: int) -> Tensor:
     backward) and Unsloth's kernel hold an fp32 log-sum-exp for every token instead.
     """
     losses = t.new(tokens, logits.itemsize)
+    if t.work is not None:  # one pass for maximum and sum, one that reads and writes
+        t.work.in_place(3 * logits.numel * logits.itemsize)
     mask, count = t.new(tokens, 1), t.new(1, INDEX_BYTES)
     del mask, count
     kept, numel, itemsize = logits.storage, logits.numel, logits.itemsize
 
     def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
+        if t.work is not None:
+            t.work.in_place(2 * numel * itemsize)
         return (Tensor(numel, itemsize, kept),)
 
     out = t.record(t.new(1, logits.itemsize), (logits.node,), backward)
@@ -58,6 +62,8 @@ def fused_linear_cross_entropy(
         # The next chunk's logits are made before the last ones' name is free.
         logits = _chunk_logits(t, rows, itemsize, head, cache)
     _chunk_gradients(t, rows * width, logits.itemsize, weight, cache)
+    if t.work is not None:
+        t.work.fused_head((tokens, width, outputs), rows, itemsize, learns=learns[0] is not None)
     out = t.new(1, FP32_BYTES)
     del mask, losses, logits
     kept = grad_input.storage, *(grad.storage if grad else None for grad in made)
@@ -65,11 +71,11 @@ def fused_linear_cross_entropy(
     del made
 
     def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
-        of_weights = [
-            Tensor(*size, storage) if size else None
-            for size, storage in zip(sizes, kept[1:], strict=True)
-        ]
-        return Tensor(numel, itemsize, kept[0]), *of_weights
+        all_sizes = [(numel, itemsize), *sizes]
+        # Nothing is kept where saved tensors went to the host: they come back as new ones.
+        found = kept or tuple(t.new(*size).storage if size else None for size in all_sizes)
+        pairs = zip(all_sizes, found, strict=True)
+        return tuple(Tensor(*size, storage) if size else None for size, storage in pairs)
 
     return t.record(out, (x.node, *learns), backward)
 
@@ -83,10 +89,10 @@ def _chunk_logits(
     if cache is None or itemsize <= LOW_BYTES:
         logits = t.new(rows * outputs, itemsize)
     else:
-        casts = (t.new(size, LOW_BYTES) for size in (weight.numel, rows * weight.shape[1]))
-        held = tuple(casts)
+        copy = t.new(weight.numel, LOW_BYTES, "temporaries")
+        held = copy, t.new(rows * weight.shape[1], LOW_BYTES)
         logits = t.new(rows * outputs, LOW_BYTES)
-        del held
+        del copy, held
     return logits if bias is None else t.new(logits.numel, max(logits.itemsize, bias.itemsize))
 
 
@@ -131,8 +137,13 @@ def checkpointed(t: Tape, x: Tensor, run: Chunk) -> Tensor:
         again.component = t.component
         entered = Tensor(numel, itemsize, storage)
         leaf = again.leaf(entered) if needs else Leaf()
+        again.work = t.work
+        if t.work is not None:
+            t.work.override = "recompute"
         made = run(again, entered)
         del entered
+        if t.work is not None:
+            t.work.override = ""
         assert made.node is not None
         node = made.node
         del made
@@ -166,10 +177,10 @@ def widened(t: Tape, weight: Param, *, autocast: bool) -> Param:
     Under autocast the product casts it again: a transposed view, so the copy is not cached.
     """
     if autocast and weight.itemsize == FP32_BYTES:
-        return AutocastWeight(weight, t.new(weight.numel, LOW_BYTES), t)
+        return AutocastWeight(weight, t.new(weight.numel, LOW_BYTES, "temporaries"), t)
     if weight.itemsize == FP32_BYTES:
         return weight
-    return AutocastWeight(weight, t.new(weight.numel, FP32_BYTES), t)
+    return AutocastWeight(weight, t.new(weight.numel, FP32_BYTES, "temporaries"), t)
 
 
 def plus_bias(t: Tape, logits: Tensor, bias: Param) -> Tensor:

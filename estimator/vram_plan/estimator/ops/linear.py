@@ -25,16 +25,25 @@ def linear(t: Tape, x: Tensor, weight: Param, bias: Param | None, outputs: int) 
     def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
         _ = kept
         dw = t.new(w_numel, w_itemsize, "gradients") if trains and not biased else None
+        if t.work is not None and dw is not None:
+            t.work.product((outputs, tokens, inputs), x_itemsize)
         dx = t.new(x_numel, x_itemsize).view() if x_needs else None
+        if t.work is not None and dx is not None:
+            t.work.product((tokens, outputs, inputs), x_itemsize)
         if trains and biased:
             dw = t.new(w_numel, w_itemsize, "gradients")
+            if t.work is not None:
+                t.work.product((outputs, tokens, inputs), x_itemsize)
         db = t.new(outputs, grad.itemsize, "gradients") if offset else None
         return dx, dw, db
 
     edges = (x.node, _edge(weight), offset)
     # Selective checkpointing recomputes the cheap low-rank products of adapters.
     make = t.new if weight.added else t.compute
-    return t.record(make(tokens * outputs, x.itemsize), edges, backward, packs=True)
+    out = make(tokens * outputs, x.itemsize)
+    if t.work is not None:
+        t.work.product((tokens, inputs, outputs), x.itemsize)
+    return t.record(out, edges, backward, packs=True)
 
 
 def _edge(weight: Param | None) -> Node | Param | None:

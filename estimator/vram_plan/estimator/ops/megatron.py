@@ -59,6 +59,8 @@ def norm_linear(
     whole = t.new(normed.numel * times, x.itemsize) if split.gathers else normed
     tokens = normed.numel * times // width
     out = t.new(tokens * outputs, x.itemsize)
+    if t.work is not None:
+        t.work.product((tokens, width, outputs), x.itemsize)
     del whole
     kept = (x.storage, normed.storage, stats.storage)
     numel, itemsize = x.numel, x.itemsize
@@ -68,8 +70,10 @@ def norm_linear(
         _ = kept
         gathered = t.new(numel * times, itemsize) if split.gathers else None
         inner = t.new(numel * times, itemsize)
+        if t.work is not None:
+            t.work.product((tokens, outputs, width), itemsize)
         scattered = t.new(numel, itemsize) if split.gathers else inner
-        made = _gradients(t, weights)
+        made = _weight_gradients(t, weights, tokens)
         del gathered, inner
         dx = t.new(numel, itemsize)
         del scattered
@@ -86,6 +90,8 @@ def row_linear(t: Tape, x: Tensor, weights: tuple[Param, ...], split: Split) -> 
     tokens = x.numel // inputs
     times = split.ranks if split.gathers else 1
     summed = t.new(tokens * outputs, x.itemsize)
+    if t.work is not None:
+        t.work.product((tokens, inputs, outputs), x.itemsize)
     out = t.new(tokens * outputs // times, x.itemsize) if split.gathers else summed
     del summed
     kept = x.storage
@@ -95,7 +101,9 @@ def row_linear(t: Tape, x: Tensor, weights: tuple[Param, ...], split: Split) -> 
         _ = kept
         gathered = t.new(tokens * outputs, itemsize) if split.gathers else None
         dx = t.new(numel, itemsize)
-        made = _gradients(t, weights)
+        if t.work is not None:
+            t.work.product((tokens, outputs, inputs), itemsize)
+        made = _weight_gradients(t, weights, tokens)
         del gathered
         return (dx, *made)
 
@@ -144,10 +152,11 @@ def unfused_attention(t: Tape, q: Tensor, k: Tensor, v: Tensor, s: Heads) -> Ten
     softmax keeps its output. ``megatron/core/transformer/dot_product_attention.py``.
     """
     k, v = repeat_heads(t, k, s), repeat_heads(t, v, s)
-    scores = batched_product(t, q, k, s.scores)
+    scores = batched_product(t, q, k, s.scores, s.head_dim)
     probabilities = dropout(t, _softmax(t, scores), s.dropout)
     del scores
-    out = batched_product(t, probabilities, v, s.batch * s.heads * s.seq * s.value_dim)
+    size = s.batch * s.heads * s.seq * s.value_dim
+    out = batched_product(t, probabilities, v, size, s.kv_seq)
     return copy(t, out)
 
 
@@ -204,13 +213,17 @@ def head_linear(t: Tape, x: Tensor, weight: Param, split: Split) -> Tensor:
     times = split.ranks if split.gathers else 1
     tokens = x.numel * times // width
     out = t.new(tokens * outputs, x.itemsize)
+    if t.work is not None:
+        t.work.product((tokens, width, outputs), x.itemsize)
     kept, numel, itemsize = x.storage, x.numel, x.itemsize
 
     def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
         _ = kept
         dx = t.new(numel * times, itemsize)
+        if t.work is not None:
+            t.work.product((tokens, outputs, width), itemsize)
         scattered = t.new(numel, itemsize) if split.gathers else dx
-        made = _gradients(t, (weight,))
+        made = _weight_gradients(t, (weight,), tokens)
         del dx
         return (scattered, *made)
 
@@ -241,6 +254,15 @@ def _normalize(t: Tape, x: Tensor, parts: int, width: int) -> tuple[Tensor, Tens
 
 def _learning(weights: tuple[Param, ...]) -> tuple[Param, ...]:
     return tuple(weight for weight in weights if weight.trainable)
+
+
+def _weight_gradients(t: Tape, weights: tuple[Param, ...], tokens: int) -> list[Tensor]:
+    """Gradients of a product's weight [outputs, inputs] and of its bias."""
+    made = _gradients(t, weights)
+    if t.work is not None and weights[0].trainable:
+        outputs, inputs = weights[0].shape
+        t.work.product((outputs, tokens, inputs), weights[0].itemsize)
+    return made
 
 
 def _gradients(t: Tape, weights: tuple[Param, ...]) -> list[Tensor]:

@@ -25,7 +25,7 @@ def plain(
     block ends. Under autocast the softmax is fp32, and so are the weights.
     """
     q, k, v = parts
-    weights = scale(t, batched_product(t, low(t, q, s), low(t, k, s), s.scores))
+    weights = scale(t, batched_product(t, low(t, q, s), low(t, k, s), s.scores, s.head_dim))
     for term in (bias, mask):
         if term is not None:
             weights = add(t, weights, term)
@@ -33,5 +33,5 @@ def plain(
     weights = softmax(t, weights, width, half_to_float=s.half)
     weights = dropout(t, weights, s.dropout)
     size = s.batch * s.heads * s.seq * s.value_dim
-    out = batched_product(t, low(t, weights, s, flat=True), low(t, v, s), size)
+    out = batched_product(t, low(t, weights, s, flat=True), low(t, v, s), size, s.kv_seq)
     return merged(t, out, s), weights

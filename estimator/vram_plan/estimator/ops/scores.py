@@ -50,13 +50,13 @@ def written(
     if how.wide_products:
         q, k = cast(t, q, FP32_BYTES), cast(t, k, FP32_BYTES)
     factors = factor(t, q, s, how, "q"), factor(t, k, s, how, "k")
-    weights = masked(t, batched_product(t, *factors, s.scores), how)
+    weights = masked(t, batched_product(t, *factors, s.scores, s.head_dim), how)
     del factors
     weights = softmax(t, weights, width_of(weights, how), half_to_float=s.half)
     weights = cast(t, weights, itemsize)
     weights = dropout(t, weights, s.dropout)
     numel = s.batch * s.heads * s.seq * s.value_dim
-    out = batched_product(t, low(t, weights, how), factor(t, v, s, how, "v"), numel)
+    out = batched_product(t, low(t, weights, how), factor(t, v, s, how, "v"), numel, s.kv_seq)
     return copy(t, out), weights
 
 

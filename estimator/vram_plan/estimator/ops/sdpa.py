@@ -73,9 +73,11 @@ def efficient(
 
     A mask that learns (T5's position bias) gets a gradient for every sequence of the batch.
     """
-    q, k, v = parts
+    (q, k, v), masked = parts, mask is not None
     bias = _expanded(t, _aligned(t, additive(t, mask, q.itemsize), s), s)
     out = t.new(s.batch * s.seq * s.heads * s.value_dim, q.itemsize)
+    if t.work is not None:
+        t.work.attention(s, q.itemsize, masked=masked)
     if not t.needs(q.node, k.node, v.node):
         return out
     rows = -(-s.seq // _LOG_SUM_EXP_ROWS) * _LOG_SUM_EXP_ROWS
@@ -91,6 +93,8 @@ def efficient(
     def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
         _ = kept, seeds
         grads = tuple(t.new(size, itemsize) for size in sizes)
+        if t.work is not None:
+            t.work.attention(s, itemsize, outputs=len(grads), masked=masked)
         for made in grads[:3]:
             made.by_token = True
         delta = t.new(s.batch * s.heads * s.seq, FP32_BYTES)
@@ -153,12 +157,12 @@ def math(t: Tape, parts: tuple[Tensor, Tensor, Tensor], s: Heads, mask: Tensor |
     if mask is None:
         mask = t.new(s.seq * s.kv_seq, FP32_BYTES)
     keys, values = repeat_heads(t, k, s), repeat_heads(t, v, s)
-    weights = batched_product(t, low(t, q, s), low(t, _scaled(t, keys), s), s.scores)
+    weights = batched_product(t, low(t, q, s), low(t, _scaled(t, keys), s), s.scores, s.head_dim)
     weights = add(t, weights, Tensor(0, weights.itemsize, mask.storage))
     weights = safe_softmax(t, weights, s)
     weights = dropout(t, weights, s.dropout)
     numel = s.batch * s.heads * s.seq * s.value_dim
-    out = cast(t, batched_product(t, weights, low(t, values, s), numel), origin)
+    out = cast(t, batched_product(t, weights, low(t, values, s), numel, s.kv_seq), origin)
     return merged(t, out, s)
 
 

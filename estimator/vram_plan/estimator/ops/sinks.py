@@ -25,7 +25,7 @@ def sink_attention(
     """
     q, k, v = parts
     keys, values = repeat_kv(t, k, s), repeat_kv(t, v, s)
-    weights = scale(t, batched_product(t, low(t, q, s), low(t, keys, s), s.scores))
+    weights = scale(t, batched_product(t, low(t, q, s), low(t, keys, s), s.scores, s.head_dim))
     weights = add(t, weights, Tensor(0, q.itemsize, None))
     combined = append_sinks(t, weights, sinks, s)
     combined = subtract_largest(t, combined, s)
@@ -33,7 +33,7 @@ def sink_attention(
     weights = dropout(t, narrow(t, probabilities, s.scores), s.dropout)
     weights = cast(t, weights, values.itemsize)
     numel = s.batch * s.heads * s.seq * s.value_dim
-    out = batched_product(t, low(t, weights, s, flat=True), low(t, values, s), numel)
+    out = batched_product(t, low(t, weights, s, flat=True), low(t, values, s), numel, s.kv_seq)
     out = merged(t, out, s)
     del combined, probabilities
     return out, weights

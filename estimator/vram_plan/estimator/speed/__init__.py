@@ -1,0 +1,1 @@
+"""Step time: what is computed, how fast, and what travels meanwhile."""

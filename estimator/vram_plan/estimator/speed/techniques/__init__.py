@@ -1,0 +1,1 @@
+"""What each way of spreading a run sends, one file each."""

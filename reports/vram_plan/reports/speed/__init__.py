@@ -1,0 +1,1 @@
+"""Predicted beside published step times, and the efficiency curves fitted on them."""

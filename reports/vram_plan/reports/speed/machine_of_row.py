@@ -1,0 +1,44 @@
+"""The machine of a row: which card, and what joins its machines.
+
+A card whose form factor is not stated is the SXM module where eight of them are in one machine:
+that is a board with NVLink switches, and its links decide how fast collectives are. The network is
+the one that the notes state.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import Any
+
+from vram_plan.profiles.gpus import GpuSpec, load_gpus
+from vram_plan.profiles.measured import Row
+from vram_plan.profiles.nodes import default_node
+
+__all__ = ["machine_of_row"]
+
+_BOARD = 8
+_BITS = 8
+_GIGA = 1e9
+_WHOLE = re.compile(r"([0-9]+) Gbps node-node")
+_PORTS = re.compile(r"([0-9]+) x ([0-9]+) Gb")
+
+
+def machine_of_row(row: Row, gpu: GpuSpec) -> dict[str, Any]:
+    """``gpu`` and ``node`` as options, the node only where the notes state its network."""
+    if (row.gpus_per_node or row.gpus or 1) >= _BOARD:
+        gpu = load_gpus().get(f"{gpu.name}-sxm", gpu)
+    options: dict[str, Any] = {"gpu": gpu}
+    rate = network_of_notes(row.notes or "")
+    if rate is not None:
+        node = default_node(gpu, row.gpus_per_node or _BOARD)
+        options["node"] = replace(node, network_bytes_per_s=rate)
+    return options
+
+
+def network_of_notes(notes: str) -> float | None:
+    """Bytes per second between machines per direction, where the notes state it."""
+    whole, ports = _WHOLE.search(notes), _PORTS.search(notes)
+    if whole:
+        return float(whole[1]) * _GIGA / _BITS
+    return float(ports[1]) * float(ports[2]) * _GIGA / _BITS if ports else None
