@@ -1,0 +1,133 @@
+"""The fastest or cheapest plans: machines by what they can do at best, recipes likewise.
+
+Floors get nearer the more they cost: the operations at the peak for every machine; the kernels'
+least seconds per sequence for machines that are still in; traffic, optimizer and an upper bound of
+the micro-batch for single configurations; then the plan itself. On one machine the cheapest plan is
+the fastest, so a machine is done when its fastest is found, and a machine whose floor is beaten in
+both cost and time needs no look at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from heapq import heappop, heappush
+
+from vram_plan.estimator.config import TrainConfig
+from vram_plan.estimator.search import tally
+from vram_plan.estimator.search.cells import Machine, Runnable
+from vram_plan.estimator.search.task import Outcome, Settled, Task
+from vram_plan.estimator.search.trial import Batch, at_most, batches, describe
+from vram_plan.profiles.gpus import GpuSpec
+
+Floor = Callable[[TrainConfig, GpuSpec, Hashable], float]
+
+
+def by_time(task: Task) -> Settled:
+    """First what the objective ranks best, then what else can be on the front."""
+    rough, least = (_Floors(task, floor) for floor in (task.speed.rough, task.speed.least))
+    waiting = sorted(task.cells.machines, key=rough.worth)
+    while waiting and not task.standings.is_beaten(rough.worth(waiting[0])):
+        yield from _look(task, waiting.pop(0), rough, least)
+    for machine in sorted(waiting, key=rough.corner):
+        yield from _look(task, machine, rough, least)
+
+
+def _look(task: Task, machine: Machine, rough: _Floors, least: _Floors) -> Settled:
+    """Recipes on a machine: the least floor gives way to a nearer one, or is settled."""
+    left = len(task.cells.runnable[machine.kind])
+    for floors in (rough, least):
+        if task.standings.is_hopeless(machine, floors.best(machine) / machine.gpus):
+            yield tally.Out(tally.BEATEN), left
+            return
+    heap = [(floor / machine.gpus, 0, one.recipe, one) for one, floor in least.of(machine)]
+    while heap:  # sorted, and so a heap
+        floor, level, recipe, one = heappop(heap)
+        if task.standings.is_hopeless(machine, floor):
+            break
+        found = _NEARER[level](task, one, machine)
+        if isinstance(found, float):
+            heappush(heap, (max(found, floor), level + 1, recipe, one))
+        else:
+            left -= 1
+            yield found, 1
+    yield tally.Out(tally.BEATEN), left
+
+
+def _as_on_more(task: Task, one: Runnable, machine: Machine) -> float | Outcome:
+    """Seconds per token at least with what fits on more GPUs; 0 where that is not known."""
+    config = task.config(one, machine)
+    needs = task.needs.of(one.recipe, config)
+    missing = needs.misses()
+    if missing > 0:
+        return tally.Out(tally.MISSES, describe(config), missing)
+    seen = needs.seen()
+    if not seen or batches(task.trial(one, config), config) is not None:
+        return 0.0
+    return _seconds(task, one, config, (seen, config.grad_accum))
+
+
+def _on_lines(task: Task, one: Runnable, machine: Machine) -> float | Outcome:
+    """Seconds per token at least with what the closed form leaves room for."""
+    config = task.config(one, machine)
+    batch = at_most(task.trial(one, config), config)
+    return 0.0 if batch is None else _seconds(task, one, config, batch)
+
+
+def _seconds(task: Task, one: Runnable, config: TrainConfig, batch: Batch) -> float | Outcome:
+    seconds = task.speed.at_least(config, batch, task.work(one))
+    return tally.Out(tally.NO_SPEED, describe(config)) if seconds is None else seconds
+
+
+_NEARER: tuple[Callable[[Task, Runnable, Machine], float | Outcome], ...] = (
+    _as_on_more,
+    _on_lines,
+    Task.judge,
+)
+"""Questions about one configuration, the cheapest first; the last one settles it."""
+
+
+class _Floors:
+    """GPU-seconds a token takes at least, by kind of work and kind of GPU."""
+
+    def __init__(self, task: Task, floor: Floor) -> None:
+        self._task = task
+        self._floor = floor
+        self._known: dict[tuple[Hashable, str], list[tuple[Runnable, float]]] = {}
+        self._single: dict[tuple[Hashable, str], float] = {}
+
+    def best(self, machine: Machine) -> float:
+        """Of any recipe."""
+        found = self.of(machine)
+        return found[0][1] if found else 0.0
+
+    def worth(self, machine: Machine) -> float:
+        """What the objective can be at best."""
+        seconds = self.best(machine) / machine.gpus
+        if self._task.wish.objective == "cost":
+            assert machine.usd_per_hour is not None
+            return seconds * machine.usd_per_hour
+        return seconds
+
+    def corner(self, machine: Machine) -> float:
+        """Seconds and dollars together: near the origin lies what dominates most."""
+        seconds = self.best(machine) / machine.gpus
+        return seconds * seconds * (machine.usd_per_hour or 0.0)
+
+    def of(self, machine: Machine) -> list[tuple[Runnable, float]]:
+        """Recipes of a machine with their floors, the least first."""
+        assert machine.gpu is not None
+        key = (machine.kind, machine.gpu.name)
+        if key not in self._known:
+            found = [
+                (one, self._one(one, machine.gpu))
+                for one in self._task.cells.runnable[machine.kind]
+            ]
+            self._known[key] = sorted(found, key=lambda pair: pair[1])
+        return self._known[key]
+
+    def _one(self, one: Runnable, gpu: GpuSpec) -> float:
+        work = self._task.work(one)
+        key = (work, gpu.name)
+        if key not in self._single:
+            self._single[key] = self._floor(one.example, gpu, work)
+        return self._single[key]

@@ -1,0 +1,67 @@
+"""The best plans so far and their front; says what cannot change either any more."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+
+from vram_plan.estimator.search.cells import Machine
+from vram_plan.estimator.search.pareto import place
+from vram_plan.estimator.search.wish import Candidate, Wish
+
+_TRUST = 1 - 1e-9
+"""A floor is a sum of floats: it may lie a rounding above what it bounds."""
+
+
+class Standings:
+    """Candidates as they come in."""
+
+    def __init__(self, wish: Wish) -> None:
+        self._wish = wish
+        self._best: list[tuple[tuple[float, float, int], Candidate]] = []
+        self._front: list[tuple[float, float, int, Candidate]] = []
+        self.count = 0
+
+    def add(self, plan: Candidate) -> None:
+        """Take a candidate in where it belongs."""
+        self.count += 1
+        ranked = (plan.rank(self._wish.objective), plan)
+        if len(self._best) < self._wish.top or ranked[0] < self._best[-1][0]:
+            insort(self._best, ranked, key=lambda item: item[0])
+            del self._best[self._wish.top :]
+        if self._wish.wants_front and plan.usd_per_token is not None:
+            self._join_front(plan)
+
+    def _join_front(self, plan: Candidate) -> None:
+        mine = place(plan)
+        at = bisect_left(self._front, mine, key=lambda item: item[:3])
+        if at and self._front[at - 1][1] <= mine[1]:
+            return
+        end = at
+        while end < len(self._front) and self._front[end][1] >= mine[1]:
+            end += 1
+        self._front[at:end] = [(*mine, plan)]
+
+    def best(self) -> tuple[Candidate, ...]:
+        """The best plans, best first."""
+        return tuple(plan for _, plan in self._best)
+
+    def front(self) -> tuple[Candidate, ...]:
+        """The front, fastest first."""
+        return tuple(item[3] for item in self._front)
+
+    def is_hopeless(self, machine: Machine, seconds: float) -> bool:
+        """Whether nothing on a machine that takes ``seconds`` a token at least can be listed."""
+        seconds *= _TRUST
+        usd = None if machine.usd_per_hour is None else machine.usd_per_hour / 3600 * seconds
+        worth = usd if self._wish.objective == "cost" else seconds
+        if worth is None or not self.is_beaten(worth):
+            return False
+        return usd is None or self._is_dominated(seconds, usd)
+
+    def is_beaten(self, worth: float) -> bool:
+        """Whether enough better plans are known than one of this worth at best."""
+        return len(self._best) == self._wish.top and worth > self._best[-1][0][0]
+
+    def _is_dominated(self, seconds: float, usd: float) -> bool:
+        at = bisect_left(self._front, (seconds,), key=lambda item: item[:1])
+        return at > 0 and self._front[at - 1][1] <= usd

@@ -1,0 +1,64 @@
+"""What a search works on, and how it reports."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import cache
+
+from vram_plan.estimator.config import TrainConfig
+from vram_plan.estimator.search import tally
+from vram_plan.estimator.search.cells import Cells, Machine, Runnable
+from vram_plan.estimator.search.needs import Needs
+from vram_plan.estimator.search.speed import Speed
+from vram_plan.estimator.search.standings import Standings
+from vram_plan.estimator.search.trial import Trial, judge
+from vram_plan.estimator.search.wish import Candidate, Wish
+from vram_plan.profiles.nodes import default_node
+
+Outcome = Candidate | tally.Out
+Settled = Iterator[tuple[Outcome, int]]
+"""What became of configurations, and of how many."""
+
+
+_node = cache(default_node)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Task:
+    """What is worked on: the space that can run, what is wanted, and what is known."""
+
+    cells: Cells
+    wish: Wish
+    standings: Standings
+    needs: Needs
+    speed: Speed
+
+    works: dict[int, Hashable] = field(default_factory=dict)
+    configs: dict[tuple[int, int, Hashable], TrainConfig] = field(default_factory=dict)
+
+    def work(self, one: Runnable) -> Hashable:
+        """The kind of work of a recipe, worked out once."""
+        if id(one) not in self.works:
+            self.works[id(one)] = self.speed.work(one.example)
+        return self.works[id(one)]
+
+    def config(self, one: Runnable, machine: Machine) -> TrainConfig:
+        """A configuration, resolved; the kind of GPU decides its machine alone."""
+        key = (one.recipe, machine.gpus, machine.kind)
+        if key not in self.configs:
+            self.configs[key] = self.cells.config(one.recipe, machine)
+        found, gpu = self.configs[key], machine.gpu
+        if gpu is None or gpu == found.gpu:
+            return found
+        node = found.node if self.cells.space.fixed.get("node") else _node(gpu, found.gpus_per_node)
+        return replace(found, gpu=gpu, node=node)
+
+    def judge(self, one: Runnable, machine: Machine) -> Candidate | tally.Out:
+        """What becomes of a recipe on a machine."""
+        config = self.config(one, machine)
+        return judge(self.trial(one, config), self.cells.order(one.recipe, machine), config)
+
+    def trial(self, one: Runnable, config: TrainConfig) -> Trial:
+        """What a configuration of a recipe is judged by."""
+        return Trial(self.cells.space, self.wish, self.needs.of(one.recipe, config), self.speed)
