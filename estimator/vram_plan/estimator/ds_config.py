@@ -44,8 +44,8 @@ _ELEMENTS = (
     "stage3_max_reuse_distance",
     "sub_group_size",
 )
-_MODELLED = {*_FLAGS, *_ELEMENTS, "stage", "offload_optimizer", "offload_param"}
-_UNMODELLED = (
+MODELLED = {*_FLAGS, *_ELEMENTS, "stage", "offload_optimizer", "offload_param"}
+UNMODELLED = (
     "zero_hpz_partition_size",
     "zero_quantized_weights",
     "zero_quantized_gradients",
@@ -139,7 +139,7 @@ def parse_ds_config(raw: object, *, name: str = "--ds-config") -> DsConfig:
     accumulated = _accumulated(keys)
     sizes = replace(sizes, grad_accum_bytes=accumulated, **wanted)
     notes = tuple(
-        f"DeepSpeed file: {key} is not planned" for key in _UNMODELLED if zero.values.get(key)
+        f"DeepSpeed file: {key} is not planned" for key in UNMODELLED if zero.values.get(key)
     )
     return DsConfig(stage=stage, sizes=sizes, auto=auto, options=options | offload, notes=notes)
 
