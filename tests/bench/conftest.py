@@ -1,5 +1,7 @@
 """Small models of several families."""
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -46,3 +48,22 @@ SHAPES: dict[str, dict[str, Any]] = {"llama": LLAMA, "gpt2": GPT2, "bert": BERT,
 def shapes() -> dict[str, dict[str, Any]]:
     """Model type → its configuration."""
     return SHAPES
+
+
+@pytest.fixture
+def own_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[int]]:
+    """Lists the processes of this test's runs: those that name its folder, nobody else's."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    def listed() -> list[int]:
+        found = []
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                words = path.read_bytes()
+            except OSError:
+                continue
+            if str(tmp_path).encode() in words:
+                found.append(int(path.parent.name))
+        return found
+
+    return listed

@@ -40,3 +40,13 @@ def test_nothing_personal_is_in_a_row() -> None:
     text = io.StringIO()
     write_rows([found], text)
     assert "somebody" not in text.getvalue()
+
+
+def test_a_virtual_rank_is_told_in_its_row() -> None:
+    job = Job(model="gpt2", layers=2, options={"zero": 3, "seq_len": 8}, ranks="virtual:8")
+    result = {"instants": {"loss": 5}}
+    ended = Ended(result=result, failure=None, stage="save", seconds=1.0, log="")
+    row = row_of(measurement_of(job, job.predict(), ended).to_document())
+    assert row["gpus"] == 8
+    assert "rank 0 of 8" in row["notes"]
+    assert "step_seconds" not in row

@@ -4,8 +4,11 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,11 +38,6 @@ def job(tmp_path: Path) -> Job:
     return Job(model=str(path), options=ON_CPU, steps=2, warmup_steps=1)
 
 
-def workers() -> set[str]:
-    found = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True)
-    return {line for line in found.stdout.splitlines() if "vram_plan.bench.runs.worker" in line}
-
-
 def test_a_run_measures_time_and_memory(job: Job) -> None:
     said: list[str] = []
     ended = launch(job, say=said.append)
@@ -57,7 +55,11 @@ def test_a_run_measures_time_and_memory(job: Job) -> None:
     ("fault", "outcome"), [("oom", "oom"), ("exit", "crash"), ("hang", "hang")]
 )
 def test_a_run_that_ends_badly_is_a_measurement(
-    job: Job, fault: str, outcome: str, monkeypatch: pytest.MonkeyPatch
+    job: Job,
+    fault: str,
+    outcome: str,
+    monkeypatch: pytest.MonkeyPatch,
+    own_processes: Callable[[], list[int]],
 ) -> None:
     monkeypatch.setenv("VRAM_PLAN_FAULT", fault)
     ended = launch(job, limits=Limits(first_step=2.0 if fault == "hang" else 60.0))
@@ -68,23 +70,52 @@ def test_a_run_that_ends_badly_is_a_measurement(
     assert seen.allocated_bytes is None
     if fault == "oom":
         assert ended.failure.requested_bytes == int(2.5 * 2**30)
-    assert not workers()
+    assert not own_processes()
 
 
-def test_a_killed_worker_is_told(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_worker_is_told(
+    job: Job, monkeypatch: pytest.MonkeyPatch, own_processes: Callable[[], list[int]]
+) -> None:
     monkeypatch.setenv("VRAM_PLAN_FAULT", "hang")
 
     def kill(text: str) -> None:
         if text == "step 0":
-            for line in workers():
-                os.kill(int(line.split()[0]), signal.SIGKILL)
+            for pid in own_processes():
+                os.kill(pid, signal.SIGKILL)
 
     started = time.monotonic()
-    ended = launch(job, say=kill)
+    ended = launch(job, hertz=0, say=kill)
     assert ended.failure is not None
     assert ended.failure.outcome == "killed"
     assert time.monotonic() - started < 60
-    assert not workers()
+    assert not own_processes()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_sweep_that_is_stopped_leaves_no_process(
+    job: Job, tmp_path: Path, number: int, own_processes: Callable[[], list[int]]
+) -> None:
+    arguments = ["bench", "run", "--model", job.model, "--seq-len", "8", "--device", "cpu"]
+    arguments += ["--store", str(tmp_path / "store"), "--hertz", "5"]
+    program = f"from vram_plan.app.main import main; main({arguments!r})"
+    environment = {**os.environ, "VRAM_PLAN_FAULT": "hang", "TMPDIR": str(tmp_path)}
+    sweep = subprocess.Popen(
+        [sys.executable, "-c", program], env=environment, stderr=subprocess.DEVNULL
+    )
+    runs = until(lambda: [p for p in tmp_path.glob("*/progress.jsonl") if "step" in p.read_text()])
+    assert runs
+    sweep.send_signal(number)
+    assert sweep.wait(30) in (130, -signal.SIGKILL)
+    assert until(lambda: not own_processes())
+    assert not list((tmp_path / "store").glob("runs/*"))
+
+
+def until(true: Callable[[], Any], patience: float = 60.0) -> Any:
+    """What is waited for, or whatever it is when patience ends."""
+    end = time.monotonic() + patience
+    while not true() and time.monotonic() < end:
+        time.sleep(0.05)
+    return true()
 
 
 @pytest.mark.parametrize(

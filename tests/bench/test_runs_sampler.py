@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from vram_plan.bench.runs.nvml import Gpu, NoNvmlError
-from vram_plan.bench.runs.sampler import Sampler, columns, tree_bytes
+from vram_plan.bench.runs.sampler import Sampler, columns, resident_bytes, tree
 
 
 class Nvml:
@@ -50,7 +50,7 @@ class Nvml:
 
 def test_a_gpu_in_plain_units() -> None:
     gpu = Gpu("GPU-1", nvml=Nvml())
-    seen = gpu.sample(7)
+    seen = gpu.sample({7})
     assert gpu.facts["name"] == "NVIDIA A100-SXM4-80GB"
     assert seen["used_bytes"] == 3 * 2**30
     assert seen["driver_reserved_bytes"] == 600 * 2**20
@@ -62,7 +62,7 @@ def test_a_gpu_in_plain_units() -> None:
 
 def test_what_a_gpu_does_not_say_is_none() -> None:
     silent = ("nvmlDeviceGetMemoryInfo", "nvmlDeviceGetPowerUsage", "nvmlDeviceGetUtilizationRates")
-    seen = Gpu(nvml=Nvml(*silent)).sample(8)
+    seen = Gpu(nvml=Nvml(*silent)).sample({8})
     assert seen["used_bytes"] is None
     assert seen["power_watts"] is None
     assert seen["gpu_percent"] is None
@@ -115,6 +115,7 @@ def test_damage_and_absence_are_no_errors(tmp_path: Path) -> None:
     assert columns(path) == {"columns": {}}
     path.write_text('{"hertz": 10}\n{"seconds": 1, "host_bytes": 5}\n{"seconds": 2, "ho')
     assert columns(path) == {"hertz": 10, "columns": {"seconds": [1], "host_bytes": [5]}}
-    assert tree_bytes(2**22 + 1) is None
+    assert tree(2**22 + 1) == set()
+    assert resident_bytes([2**22 + 1]) is None
     with pytest.raises(ValueError, match="hertz"):
         Sampler(1, tmp_path, hertz=0)

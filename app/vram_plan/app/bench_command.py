@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from vram_plan.app.ab_command import aa, ab
+from vram_plan.app.bench_options import OF_A_RUN, run_options
+from vram_plan.app.calibrate_command import calibrate
 from vram_plan.app.check_command import check
+from vram_plan.app.expect_command import expect
 from vram_plan.app.options import configuration, given
 
 if TYPE_CHECKING:
     from vram_plan.bench.runs.job import Job
     from vram_plan.bench.runs.store import Store
 
-_RUN = ("device", "layers", "steps", "warmup_steps", "repeats")
-_WITH_SUITE = frozenset({"suite", "folder", "yes", "hertz"})
+_WITH_SUITE = frozenset({"suite", "folder", "yes", "again", "hertz"})
 _MOST_CELLS = 1000
 
 
@@ -42,12 +44,14 @@ def bench() -> None:
       vram-plan bench run smoke
       vram-plan bench run my-suite.toml --store results
       vram-plan bench run --model qwen2.5-0.5b --layers 4 --method lora --seq-len 256
+      vram-plan bench run --model qwen2.5-0.5b --layers 4 --zero 3 --ranks virtual:8
       vram-plan bench list
       vram-plan bench show 3f2a
+      vram-plan bench compare
     """
 
 
-for _command in (check, ab, aa):
+for _command in (calibrate, check, ab, aa, expect):
     bench.add_command(_command)
 
 
@@ -64,12 +68,9 @@ class _RunCommand(click.Command):
 @bench.command(cls=_RunCommand)
 @click.argument("suite", required=False)
 @configuration
-@click.option("--device", type=click.Choice(("cpu", "cuda")), help="[default: cuda if there]")
-@click.option("--layers", type=int, default=0, help="Run the model at this depth.")
-@click.option("--steps", type=int, default=5, show_default=True, help="Timed optimizer steps.")
-@click.option("--warmup-steps", type=int, default=2, show_default=True)
-@click.option("--repeats", type=int, default=1, show_default=True, help="Runs of each cell.")
+@run_options
 @click.option("--hertz", type=float, default=10.0, show_default=True, help="Samples a second.")
+@click.option("--again", is_flag=True, help="Run what is stored already once more: a history.")
 @click.option("--yes", is_flag=True, help=f"Run more than {_MOST_CELLS:,} cells.")
 @_store
 @click.pass_context
@@ -78,20 +79,22 @@ def run(context: click.Context, /, suite: str | None, folder: Path, **values: An
 
     Runs that the store has are not run again: the same command resumes.
     """
-    from vram_plan.bench.runs.device import require_libraries
+    from vram_plan.bench.runs.boundary import expanded
+    from vram_plan.bench.runs.device import named_gpu, require_libraries
     from vram_plan.bench.runs.store import Store
     from vram_plan.bench.runs.sweep import sweep
 
-    yes, hertz = values.pop("yes"), values.pop("hertz")
+    yes, again, hertz = values.pop("yes"), values.pop("again"), values.pop("hertz")
     try:
         require_libraries()
         if suite is not None:
             _refuse_options(context)
-        jobs = _jobs(suite, values)
-        if len(jobs) > _MOST_CELLS and not yes:
-            raise ValueError(f"{len(jobs):,} runs: add --yes if that is meant")
+        most = None if yes else _MOST_CELLS
+        asked = _jobs(suite, values, most)
+        devices = {job.device for job in asked}
+        jobs = tuple(expanded(asked, named_gpu("cuda") if "cuda" in devices else None))
         store = Store(folder)
-        failed = _report(sweep(jobs, store, hertz=hertz, say=_say), len(jobs))
+        failed = _report(sweep(jobs, store, hertz=hertz, say=_say, again=again), len(jobs))
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     if failed:
@@ -107,16 +110,24 @@ def _refuse_options(context: click.Context) -> None:
             raise ValueError(f"{parameter.opts[0]} with a suite: write it into the suite's file")
 
 
-def _jobs(suite: str | None, values: dict[str, Any]) -> tuple[Job, ...]:
-    from vram_plan.bench.runs.suite import find_suite, read_suite
+def _jobs(suite: str | None, values: dict[str, Any], most: int | None) -> tuple[Job, ...]:
+    from vram_plan.bench.runs.suite import find_suite, read_suite, shipped
 
-    how = {name: values.pop(name) for name in _RUN}
+    how = {name: values.pop(name) for name in OF_A_RUN}
     model = values.pop("model")
     if suite is not None:
-        return read_suite(find_suite(suite))
+        return read_suite(find_suite(suite), most)
     if model is None:
-        raise ValueError("bench run needs a suite or --model; shipped suites: smoke, gpu-single")
-    return _single(model, given(values), how)
+        raise ValueError(
+            f"bench run needs a suite or --model; shipped suites: {', '.join(shipped())}"
+        )
+    given(dict(values))  # refuses what is not known
+    options = {name: value for name, value in values.items() if value is not None}
+    if "zero" in options:
+        options["zero"] = int(options["zero"])
+    if most is not None and how["repeats"] > most:
+        raise ValueError(f"--repeats {how['repeats']:,}: add --yes if that is meant")
+    return _single(model, options, how)
 
 
 def _single(model: str, options: dict[str, Any], how: dict[str, Any]) -> tuple[Job, ...]:
@@ -143,7 +154,7 @@ def _report(cells: Any, count: int) -> bool:
             click.echo("\r\033[K", err=True, nl=False)
         click.echo(f"[{number}/{count}] {cell_line(cell)}")
         outcome = cell.measurement.outcome if cell.measurement else cell.known
-        failed |= outcome not in ("ok", "oom")
+        failed |= outcome not in ("ok", "oom", "elsewhere")
     return failed
 
 
@@ -178,23 +189,55 @@ def show(run_id: str, folder: Path) -> None:
 
 
 @bench.command()
-@click.option("--output", type=click.File("w"), default="-", help="A file.  [default: stdout]")
 @_store
-def export(output: TextIO, folder: Path) -> None:
+@click.option("--format", "format_", type=click.Choice(("table", "json")), default="table")
+def compare(folder: Path, format_: str) -> None:
+    """The stored runs beside their predictions: memory by instant and component, time, what fits.
+
+    A run also says itself whether it was warm and steady.
+    """
+    from vram_plan.app.bench_compare import show_comparison
+    from vram_plan.bench.runs.compare import comparison
+
+    found = comparison(_documents(_existing(folder)))
+    if format_ == "json":
+        click.echo(json.dumps(found, indent=2))
+    else:
+        show_comparison(found)
+
+
+@bench.command()
+@click.option("--output", type=click.File("w"), default="-", help="A file.  [default: stdout]")
+@click.option("--redact", is_flag=True, help="Whole runs as JSON lines, nothing personal in them.")
+@_store
+def export(output: TextIO, redact: bool, folder: Path) -> None:
     """Write the stored runs as rows for `vram-plan validate --data FILE`.
 
-    Rows hold no names of hosts, users or folders, so that they can be shared.
+    Rows hold no names of hosts, users or folders, so that they can be shared. With --redact whole
+    runs are written instead, from which such names are dropped.
     """
     from vram_plan.bench.runs.export import write_rows
+    from vram_plan.bench.runs.redact import redacted
+
+    documents = _documents(_existing(folder))
+    if not redact:
+        write_rows(documents, output)
+        return
+    for document in documents:
+        output.write(json.dumps(redacted(document), ensure_ascii=False) + "\n")
+
+
+def _documents(store: Store) -> list[dict[str, Any]]:
+    """What can be read; what cannot is told."""
     from vram_plan.bench.runs.store import Damaged
 
     documents = []
-    for found in _existing(folder).documents():
+    for found in store.documents():
         if isinstance(found, Damaged):
             click.echo(f"left out: {found.file}: {found.reason}", err=True)
         else:
             documents.append(found)
-    write_rows(documents, output)
+    return documents
 
 
 def _existing(folder: Path) -> Store:

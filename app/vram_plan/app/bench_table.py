@@ -26,14 +26,18 @@ def cell_line(cell: Cell) -> str:
     if cell.refused is not None:
         return f"{name}: not run: {cell.refused}"
     if cell.measurement is None:
-        return f"{name}: {cell.known} (stored)"
+        where = "by the first machine" if cell.known == "elsewhere" else "stored"
+        return f"{name}: {cell.known} ({where})"
     seen = cell.measurement
     if seen.outcome != "ok":
         return f"{name}: {seen.outcome}: {seen.error}"
     error = (seen.plan or {}).get("error")
     shown = f"plan {100 * error:+.2f} %" if error is not None else "no plan"
-    seconds = statistics.median(seen.step_seconds)
-    return f"{name}: {gib(seen.allocated_bytes or 0, 3)} ({shown}), {seconds:.3g} s a step"
+    line = f"{name}: {gib(seen.allocated_bytes or 0, 3)} ({shown})"
+    if seen.step_seconds:
+        line += f", {statistics.median(seen.step_seconds):.3g} s a step"
+    fell = ((seen.run or {}).get("verdict") or {}).get("loss_fell")
+    return line + (", the loss did not fall" if fell is False else "")
 
 
 def show_runs(rows: list[dict[str, Any]]) -> None:

@@ -19,6 +19,8 @@ _NEEDS = {
     "dry-run --quantization nf4": ("torch", "transformers", "peft", "bitsandbytes"),
     "dry-run --zero": ("torch", "transformers", "deepspeed"),
     "bench run --device cpu": ("torch", "transformers", "peft"),
+    "bench run --device cpu --zero": ("torch", "transformers", "peft", "deepspeed"),
+    "bench run --loop trainer": ("torch", "transformers", "peft", "accelerate"),
 }
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from functools import cache
+
 from vram_plan.bench.environment import missing_libraries
 
-__all__ = ["default_device", "require_libraries"]
+__all__ = ["catalogue_name", "default_device", "gpu_uuid", "named_gpu", "require_libraries"]
 
 
 def require_libraries() -> None:
@@ -26,3 +30,45 @@ def default_device() -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+_ASK_UUID = "import torch; print(f'GPU-{torch.cuda.get_device_properties(0).uuid}')"
+
+
+@cache
+def gpu_uuid() -> str | None:
+    """Name of the GPU that PyTorch takes first; None where it sees none.
+
+    A process of its own asks: the one that starts runs must hold nothing of the GPU.
+    """
+    asked = subprocess.run(
+        [sys.executable, "-c", _ASK_UUID], capture_output=True, text=True, check=False
+    )
+    lines = asked.stdout.split()
+    return lines[-1] if asked.returncode == 0 and lines else None
+
+
+def named_gpu(device: str) -> str | None:
+    """The catalogue's name of the GPU that a run would take; None without one, or not in it."""
+    if device != "cuda":
+        return None
+    from vram_plan.bench.runs.nvml import Gpu, NoNvmlError
+
+    try:
+        gpu = Gpu(gpu_uuid())
+    except NoNvmlError:
+        return None
+    name = gpu.facts["name"]
+    gpu.close()
+    return catalogue_name(str(name))
+
+
+def catalogue_name(product: str) -> str | None:
+    """The catalogue's name for a product name of NVML's, such as ``NVIDIA A100-SXM4-80GB``."""
+    from vram_plan.profiles.gpus import find_gpu
+
+    words = product.lower().replace("nvidia", "").replace("geforce", "").split()
+    try:
+        return find_gpu("-".join(words)).name
+    except ValueError:
+        return None

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import PurePath
 from typing import Any, TextIO
 
+from vram_plan.bench.runs.device import catalogue_name
 from vram_plan.profiles.measured_row import ARCHITECTURE, COLUMNS
 
 __all__ = ["row_of", "write_rows"]
@@ -81,11 +82,17 @@ def row_of(document: Mapping[str, Any]) -> dict[str, Any]:
         "outcome": _OUTCOMES.get(document["outcome"], "failed"),
         "memory_rank": "only" if config["gpus"] == 1 else "rank0",
         "quality": "A",
-        "notes": f"device {document['device']}",
+        "notes": _notes(document),
         **{name: config[name] for name in _SAME},
         **_figures(document, memory),
     }
     return {name: value for name, value in row.items() if value is not None}
+
+
+def _notes(document: Mapping[str, Any]) -> str:
+    ranks = document["virtual_ranks"]
+    virtual = f"; rank 0 of {ranks} on a fake process group" if ranks else ""
+    return f"device {document['device']}{virtual}"
 
 
 def _shape(shape: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,17 +119,12 @@ def _figures(document: Mapping[str, Any], memory: Mapping[str, Any]) -> dict[str
 
 
 def _gpu(document: Mapping[str, Any]) -> str | None:
-    """The catalogue's name of the GPU, where NVML's is known there."""
+    """The catalogue's name of the GPU, or NVML's where it has none."""
     facts = (document.get("samples") or {}).get("gpu")
     if not facts:
         return None
-    from vram_plan.profiles.gpus import find_gpu
-
-    words = str(facts["name"]).lower().replace("nvidia", "").replace("geforce", "").split()
-    try:
-        return find_gpu("-".join(words)).name
-    except ValueError:
-        return "-".join(words)
+    product = str(facts["name"])
+    return catalogue_name(product) or "-".join(product.lower().replace("nvidia", "").split())
 
 
 def _stack(document: Mapping[str, Any]) -> str:

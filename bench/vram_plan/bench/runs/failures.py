@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import signal
 from dataclasses import dataclass
@@ -54,6 +55,11 @@ def of_exception(kind: str, message: str) -> Failure:
 
 def of_exit(code: int, log: str) -> Failure:
     """From the exit of a worker that left no result; negative codes are signals."""
+    if code in (errno.ENOSPC, errno.EFBIG):
+        return Failure(
+            outcome="crash",
+            message="the disk is full: the run could not write its result; set TMPDIR to another",
+        )
     if -code == signal.SIGKILL:
         return Failure(
             outcome="killed",

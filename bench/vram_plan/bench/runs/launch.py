@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-import json
 import os
-import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vram_plan.bench.runs.failures import Failure, of_exception, of_exit
+from vram_plan.bench.runs.device import gpu_uuid
+from vram_plan.bench.runs.ending import ending, oom_kills
+from vram_plan.bench.runs.failures import Failure
+from vram_plan.bench.runs.group import (
+    command,
+    end_all,
+    environment_of,
+    first_machine,
+)
 from vram_plan.bench.runs.job import Job
 from vram_plan.bench.runs.progress import Watched
 from vram_plan.bench.runs.sampler import HERTZ, Sampler
+from vram_plan.bench.runs.worker import HOST_BYTES
 
 __all__ = ["Ended", "Limits", "launch"]
 
 Say = Callable[[str], None]
 _POLL_SECONDS = 0.05
-_GRACE_SECONDS = 5.0
 _LOG_BYTES = 20_000
 
 
@@ -36,17 +41,27 @@ class Limits:
         first_step: the first step, in which kernels are chosen and compiled.
         heartbeat: silence afterwards.
         overall: the whole run.
+        host_bytes: host memory that each of its processes may have; None for all there is.
     """
 
     load: float = 600.0
     first_step: float = 300.0
     heartbeat: float = 120.0
     overall: float = 1800.0
+    host_bytes: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("load", "first_step", "heartbeat", "overall"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be more than 0 seconds")
+
+    def environment(self) -> dict[str, str]:
+        """What the processes of the run are told."""
+        return {} if self.host_bytes is None else {HOST_BYTES: str(self.host_bytes)}
+
+    def of_another_machine(self) -> Limits:
+        """Where rank 0 is elsewhere nothing is heard of it: the overall limit alone counts."""
+        return replace(self, load=self.overall, first_step=self.overall, heartbeat=self.overall)
 
     def exceeded(self, watched: Watched, started: float) -> str | None:
         """``hang`` or ``timeout`` with the limit's name, or None."""
@@ -70,6 +85,7 @@ class Ended:
         seconds: from launch to end.
         log: the end of what the worker printed.
         samples: what the sampler saw, by column.
+        marks: the stages in their order, with the machine's monotonic clock.
     """
 
     result: dict[str, Any] | None
@@ -78,12 +94,13 @@ class Ended:
     seconds: float
     log: str
     samples: dict[str, Any] | None = None
+    marks: tuple[dict[str, Any], ...] = ()
 
 
 def launch(
     job: Job, *, limits: Limits | None = None, hertz: float = HERTZ, say: Say | None = None
 ) -> Ended:
-    """Run ``job``; the worker's whole process group is gone afterwards, however it ended.
+    """Run ``job``; all of its processes are gone afterwards, however it ended.
 
     Args:
         job: what to run.
@@ -98,25 +115,29 @@ def launch(
 
 def _launched(job: Job, folder: Path, limits: Limits, hertz: float, say: Say) -> Ended:
     (folder / "job.json").write_text(job.to_json(), encoding="utf-8")
-    started = time.monotonic()
+    config = job.predict().config
+    started, killed = time.monotonic(), oom_kills()
     with (folder / "log").open("wb") as log:
-        worker = subprocess.Popen(
-            [sys.executable, "-m", "vram_plan.bench.runs.worker", str(folder)],
+        process = subprocess.Popen(
+            command(config, folder, virtual=job.virtual is not None),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            env=environment_of(job.device, limits.environment()),
         )
         watched = Watched(folder / "progress.jsonl")
-        sampler = Sampler(worker.pid, folder, uuid=_gpu(job), hertz=hertz) if hertz else None
+        sampler = Sampler(process.pid, folder, uuid=_gpu(job), hertz=hertz) if hertz else None
         try:
-            stopped = _watch(worker, watched, limits, started, say)
+            limits = limits if first_machine(config) else limits.of_another_machine()
+            stopped = _watch(process, watched, limits, started, say)
         finally:
-            _end_group(worker)
+            end_all(process, folder)
             samples = sampler.stop() if sampler else None
     watched.read()
     text = _tail(folder / "log")
-    failure, result = _verdict(folder, worker.returncode, stopped, text)
+    kills = oom_kills() - killed
+    failure, result = ending(folder, process.returncode, text, stopped=stopped, kills=kills)
     return Ended(
         result=result,
         failure=failure,
@@ -124,25 +145,20 @@ def _launched(job: Job, folder: Path, limits: Limits, hertz: float, say: Say) ->
         seconds=time.monotonic() - started,
         log=text,
         samples=samples,
+        marks=tuple(watched.lines),
     )
 
 
 def _gpu(job: Job) -> str | None:
     """UUID of the GPU the run will take; empty for the first one where PyTorch cannot tell."""
-    if job.device != "cuda":
-        return None
-    import torch
-
-    if not torch.cuda.is_available():
-        return ""
-    return f"GPU-{torch.cuda.get_device_properties(0).uuid}"
+    return (gpu_uuid() or "") if job.device == "cuda" else None
 
 
 def _watch(
-    worker: subprocess.Popen[bytes], watched: Watched, limits: Limits, started: float, say: Say
+    process: subprocess.Popen[bytes], watched: Watched, limits: Limits, started: float, say: Say
 ) -> str | None:
     """Wait for the end; the name of the limit where one was exceeded."""
-    while worker.poll() is None:
+    while process.poll() is None:
         for line in watched.read():
             say(_words(line))
         stopped = limits.exceeded(watched, started)
@@ -154,41 +170,6 @@ def _watch(
 
 def _words(line: dict[str, Any]) -> str:
     return f"step {line['number']}" if line["stage"] == "step" else str(line["stage"])
-
-
-def _end_group(worker: subprocess.Popen[bytes]) -> None:
-    """No process of the run is left: first asked to end, then killed."""
-    for number, patience in ((signal.SIGTERM, _GRACE_SECONDS), (signal.SIGKILL, _GRACE_SECONDS)):
-        try:
-            os.killpg(worker.pid, number)
-        except ProcessLookupError:
-            break
-        try:
-            worker.wait(patience)
-        except subprocess.TimeoutExpired:
-            continue
-    worker.wait()
-
-
-def _verdict(
-    folder: Path, code: int, stopped: str | None, log: str
-) -> tuple[Failure | None, dict[str, Any] | None]:
-    """The result file is the only truth; an exit code of 0 without one is a crash."""
-    if stopped:
-        outcome, _, limit = stopped.partition(":")
-        return Failure(outcome=outcome, message=f"stopped by the {limit} limit"), None
-    path = folder / "result.json"
-    if not path.exists():
-        return of_exit(code, log), None
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
-            raise ValueError("no object")
-    except ValueError as error:
-        return Failure(outcome="crash", message=f"the result file is damaged: {error}"), None
-    if "exception" in found:
-        return of_exception(found["exception"], found["message"]), found
-    return None, found
 
 
 def _tail(path: Path) -> str:

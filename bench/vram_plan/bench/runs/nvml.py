@@ -6,7 +6,7 @@ by PCI address and CUDA by speed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 __all__ = ["Gpu", "NoNvmlError"]
@@ -45,7 +45,7 @@ class Gpu:
             "mig": self._ask("nvmlDeviceGetMigMode"),
         }
 
-    def sample(self, pid: int | None = None) -> dict[str, Any]:
+    def sample(self, pids: Collection[int] = ()) -> dict[str, Any]:
         """What it does now: bytes, watts, joules, megahertz, degrees, shares in percent."""
         memory = self._memory() or {}
         use = self._ask("nvmlDeviceGetUtilizationRates")
@@ -53,7 +53,7 @@ class Gpu:
         return {
             "used_bytes": memory.get("used"),
             "driver_reserved_bytes": memory.get("reserved"),
-            "process_bytes": self._process(pid) if pid is not None else None,
+            "process_bytes": self._process_bytes(pids),
             "gpu_percent": getattr(use, "gpu", None),
             "power_watts": _scaled(self._ask("nvmlDeviceGetPowerUsage"), 1e-3),
             "energy_joules": _scaled(self._ask("nvmlDeviceGetTotalEnergyConsumption"), 1e-3),
@@ -84,12 +84,17 @@ class Gpu:
         names = ("total", "used", "free", "reserved")
         return {name: int(getattr(found, name)) for name in names if hasattr(found, name)}
 
-    def _process(self, pid: int) -> int | None:
-        """Bytes of one process; None in containers that hide process numbers."""
-        for process in self._ask("nvmlDeviceGetComputeRunningProcesses") or ():
-            if process.pid == pid:
-                return process.usedGpuMemory  # type: ignore[no-any-return]  # untyped binding
-        return None
+    def processes(self) -> int | None:
+        """How many processes compute on it; None where the driver does not tell."""
+        found = self._ask("nvmlDeviceGetComputeRunningProcesses")
+        return None if found is None else len(found)
+
+    def _process_bytes(self, pids: Collection[int]) -> int | None:
+        """Bytes of a run's processes; None in containers that hide process numbers."""
+        running = self._ask("nvmlDeviceGetComputeRunningProcesses") if pids else None
+        seen = [one.usedGpuMemory for one in running or () if one.pid in pids]
+        told = [size for size in seen if size is not None]
+        return sum(told) if told else None
 
     def _ask(self, name: str) -> Any:
         return self._plain(lambda: getattr(self._nvml, name)(self._handle))

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -98,8 +99,9 @@ def main() -> None:
         file.write(json.dumps(about | {"hertz": given.hertz, "started": started}) + "\n")
         number = 0
         while not ended and _alive(given.pid):
-            row = {"seconds": time.monotonic() - started, "host_bytes": tree_bytes(given.pid)}
-            file.write(json.dumps(row | (gpu.sample(given.pid) if gpu else {})) + "\n")
+            pids = tree(given.pid)
+            row = {"seconds": time.monotonic() - started, "host_bytes": resident_bytes(pids)}
+            file.write(json.dumps(row | (gpu.sample(pids) if gpu else {})) + "\n")
             number += 1
             # From the start, not from the last sample: delays do not add up.
             time.sleep(max(0.0, started + number / given.hertz - time.monotonic()))
@@ -125,21 +127,31 @@ def _alive(pid: int) -> bool:
     return state != "Z"
 
 
-def tree_bytes(pid: int) -> int | None:
-    """Resident bytes of a process and its children; None where /proc does not tell."""
-    total, todo = 0, [pid]
+def tree(pid: int) -> set[int]:
+    """A process and all below it; empty where /proc does not tell."""
+    found: set[int] = set()
+    todo = [pid]
     while todo:
         one = todo.pop()
         try:
-            pages = Path(f"/proc/{one}/statm").read_text(encoding="utf-8").split()[1]
             children = Path(f"/proc/{one}/task/{one}/children").read_text(encoding="utf-8")
-        except (OSError, IndexError):
-            if one == pid:
-                return None
+        except OSError:
             continue
-        total += int(pages) * _PAGE_BYTES
+        found.add(one)
         todo += [int(child) for child in children.split()]
-    return total
+    return found
+
+
+def resident_bytes(pids: Collection[int]) -> int | None:
+    """Resident bytes of processes; None where none of them tells."""
+    sizes = []
+    for pid in pids:
+        try:
+            pages = Path(f"/proc/{pid}/statm").read_text(encoding="utf-8").split()[1]
+        except (OSError, IndexError):
+            continue
+        sizes.append(int(pages) * _PAGE_BYTES)
+    return sum(sizes) if sizes else None
 
 
 if __name__ == "__main__":

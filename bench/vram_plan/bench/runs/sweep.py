@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from vram_plan.bench.measurement import Measurement
+from vram_plan.bench.runs.device import named_gpu
 from vram_plan.bench.runs.failures import Failure
+from vram_plan.bench.runs.group import command, first_machine
 from vram_plan.bench.runs.job import Job
 from vram_plan.bench.runs.launch import Ended, Limits, launch
+from vram_plan.bench.runs.preflight import after, before
 from vram_plan.bench.runs.record import measurement_of
 from vram_plan.bench.runs.sampler import HERTZ
 from vram_plan.bench.runs.store import Store
@@ -19,6 +22,9 @@ __all__ = ["Cell", "shape_of", "sweep"]
 _FINAL = frozenset({"ok", "oom"})
 """Outcomes that say something of the configuration; after others the run is made again."""
 
+_ELSEWHERE = "elsewhere"
+"""Of a rank whose job has its result on another machine."""
+_SHOWN = ("layers", "ranks", "loop", "data", "padding", "weights")
 Say = Callable[[str], None]
 
 
@@ -29,7 +35,7 @@ class Cell:
     Attributes:
         job: the job.
         measurement: what was seen; None when it was in the store already or is impossible.
-        known: the outcome in the store.
+        known: the outcome in the store; ``elsewhere`` where another machine stores it.
         refused: why it cannot be run.
     """
 
@@ -40,28 +46,46 @@ class Cell:
 
 
 def sweep(
-    jobs: Iterable[Job],
+    jobs: Sequence[Job],
     store: Store,
     *,
     limits: Limits | None = None,
     hertz: float = HERTZ,
     say: Say | None = None,
+    again: bool = False,
 ) -> Iterator[Cell]:
-    """Run what is missing; every run is in the store before the next one begins."""
-    done = store.finished()
+    """Run what is missing, or all ``again``; every run is in the store before the next one begins.
+
+    Raises:
+        ValueError: if the store cannot be written, or the boundary of no GPU is asked for.
+    """
+    done, gpus = store.finished(), {device: named_gpu(device) for device in _devices(jobs)}
     for job in jobs:
-        if done.get(job.key) in _FINAL:
+        if not again and done.get(job.key) in _FINAL:
             yield Cell(job=job, known=done[job.key])
             continue
         try:
-            planned = job.predict()
+            planned = job.predict(gpus[job.device])
+            command(planned.config, store.folder, virtual=job.virtual is not None)
         except ValueError as error:
             yield Cell(job=job, refused=str(error))
             continue
+        found = before(job.device, store.folder)
+        if found["refused"]:
+            yield Cell(job=job, refused=f"not now: {found['refused']}")
+            continue
         ended = _ended(job, limits, hertz, say)
-        measurement = measurement_of(job, planned, ended)
+        if not first_machine(planned.config):
+            yield Cell(job=job, known=_ELSEWHERE)
+            continue
+        left = after(job.device, found)
+        measurement = measurement_of(job, planned, ended, {"before": found, "after": left})
         store.add(measurement.to_document())
         yield Cell(job=job, measurement=measurement)
+
+
+def _devices(jobs: Iterable[Job]) -> set[str]:
+    return {job.device for job in jobs}
 
 
 def _ended(job: Job, limits: Limits | None, hertz: float, say: Say | None) -> Ended:
@@ -75,5 +99,5 @@ def _ended(job: Job, limits: Limits | None, hertz: float, say: Say | None) -> En
 
 def shape_of(job: Job) -> dict[str, Any]:
     """A job's options for a person, model first."""
-    depth = {"layers": job.layers} if job.layers else {}
-    return {"model": job.model, **depth, **job.options}
+    own = {name: value for name, value in job.said().items() if name in _SHOWN and value}
+    return {"model": job.model, **own, **job.options}
