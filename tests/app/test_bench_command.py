@@ -2,15 +2,21 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
+import jsonschema
 import pytest
 
+from vram_plan.app import bench_compare
 from vram_plan.app.main import main
 from vram_plan.bench.runs import sweep
 from vram_plan.bench.runs.failures import Failure
 from vram_plan.bench.runs.launch import Ended
 
 SEEN = {"instants": {"loss": 2**30}, "step_seconds": [0.2, 0.1, 0.3], "losses": [2.0, 1.0]}
+VIRTUAL = Ended(
+    result={"instants": {"loss": 2**30}}, failure=None, stage="save", seconds=1.0, log=""
+)
 OK = Ended(result=SEEN, failure=None, stage="save", seconds=1.0, log="")
 CRASH = Ended(
     result=None,
@@ -70,6 +76,33 @@ def test_stored_runs_are_listed_shown_and_exported(
     assert out.splitlines()[1].startswith(rows[0]["id"])
 
 
+def schema(name: str) -> Any:
+    folder = Path(bench_compare.__file__).parent / "schemas"
+    return json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def test_stored_runs_are_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], ends: list[Ended]
+) -> None:
+    ends += [OK, CRASH, VIRTUAL]
+    run(once(["--ranks", "virtual:8", "--zero", "3"], tmp_path), capsys)
+    run(once(["--method", "lora"], tmp_path), capsys, code=1)
+    run(once(["--gpu", "a100-80gb-sxm"], tmp_path), capsys)
+    out, _ = run(["compare", "--store", str(tmp_path)], capsys)
+    assert "one rank of 8" in out
+    assert "crash: gone" in out
+    assert "peak allocated: error over 2 runs" in out
+    found = json.loads(run(["compare", "--store", str(tmp_path), "--format", "json"], capsys)[0])
+    jsonschema.validate(found, schema("comparison"))
+    shown = json.loads(run(["show", found["runs"][0]["id"], "--store", str(tmp_path)], capsys)[0])
+    jsonschema.validate(shown, schema("measurement"))
+    assert shown["virtual_ranks"] == 8
+    assert shown["step_seconds"] == []
+    out, _ = run(["export", "--redact", "--store", str(tmp_path)], capsys)
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert [line["outcome"] for line in lines] == ["ok", "crash", "ok"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -78,6 +111,9 @@ def test_stored_runs_are_listed_shown_and_exported(
         (["run", "smoke", "--model", "gpt2"], "--model with a suite"),
         (["run", "smoke", "--device", "cuda"], "--device with a suite"),
         (["run", "smoke", "--steps", "9"], "--steps with a suite"),
+        (["run", "--model", "gpt2", "--ranks", "virtual:1", "--device", "cpu"], "virtual:8"),
+        (["run", "--model", "gpt2", "--gpu", "voodoo", "--device", "cpu"], "voodoo"),
+        (["run", "--model", "gpt2", "--repeats", "100000", "--device", "cpu"], "add --yes"),
         (["list", "--store", "/nowhere/at/all"], "no such folder"),
         (["run", "--model", "gpt2", "--steps", "0", "--device", "cpu"], "steps"),
     ],

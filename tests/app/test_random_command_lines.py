@@ -64,6 +64,8 @@ VALUES: dict[str, tuple[str, ...]] = {
     "--micro-batch": ("1", "2", "7", "0"),
     "--seq-len": ("1", "128", "512", "2048", "100000", "-5"),
     "--source-len": ("64", "512"),
+    "--gptq-group-size": ("-1", "64", "0"),
+    "--lengths": ("fixed", "800,600", "300,900,50", "x", "-1,2"),
     "--grad-accum": ("1", "4"),
     "--checkpointing": choices.CHECKPOINTINGS,
     "--attention": choices.ATTENTIONS,
@@ -104,7 +106,7 @@ def _adds_up(out: str, said: str, *, as_json: bool) -> None:
         assert tuple(memory["components"]) == COMPONENTS
         assert sum(memory["components"].values()) == memory["allocated_bytes"], said
         return
-    rows = {name: int(nbytes) for name, nbytes in list(csv.reader(out.splitlines()))[1:]}
+    rows = {name: float(value) for name, value in list(csv.reader(out.splitlines()))[1:]}
     assert sum(rows[name] for name in COMPONENTS) == rows["allocated_bytes"], said
 
 

@@ -15,6 +15,7 @@ import pytest
 from vram_plan.bench.proof.case import Result
 from vram_plan.bench.proof.runner import sweep
 from vram_plan.bench.proof.sample import METHODS, PRECISIONS, Slot, slots
+from vram_plan.bench.proof.setups import SETUPS
 from vram_plan.bench.proof.shapes import GROUPS
 
 pytest.importorskip("torch")
@@ -24,7 +25,8 @@ SEED = int(os.environ.get("VRAM_PLAN_PROOF_SEED", "1"))
 COUNT = int(os.environ.get("VRAM_PLAN_PROOF_COUNT", "400"))
 JOBS = int(os.environ.get("VRAM_PLAN_PROOF_JOBS", str(os.cpu_count() or 1)))
 MEDIAN, LARGEST, COMPONENT = 0.005, 0.02, 0.02
-WITHIN, COMPONENTS_WITHIN, FAILING = 0.9, 0.7, 0.04
+WITHIN, COMPONENTS_WITHIN, FAILING = 0.93, 0.88, 0.04
+WIDER_WITHIN = 0.6
 """Shares; `docs/proof.md` lists what the closed form does not have yet."""
 
 
@@ -51,14 +53,36 @@ def test_median(results: list[Result]) -> None:
     assert statistics.median(abs(result.error) for result in ran(results)) <= MEDIAN
 
 
+def narrow(results: list[Result]) -> list[Result]:
+    """One GPU, small shapes, nothing on the host: what the sample was at first."""
+    return [
+        result
+        for result in ran(results)
+        if (result.sharding, result.size) == ("torch", "small")
+        and result.options["checkpointing"] in {"none", "full"}
+        and "offload" not in result.options
+    ]
+
+
 def test_peaks(results: list[Result]) -> None:
-    wide = [shown(result) for result in ran(results) if abs(result.error) > LARGEST]
-    assert len(wide) <= (1 - WITHIN) * len(ran(results)), wide
+    few = narrow(results)
+    wide = [shown(result) for result in few if abs(result.error) > LARGEST]
+    assert len(wide) <= (1 - WITHIN) * len(few), wide
 
 
 def test_components(results: list[Result]) -> None:
-    wide = [shown(result) for result in ran(results) if result.component_error > COMPONENT]
-    assert len(wide) <= (1 - COMPONENTS_WITHIN) * len(ran(results)), wide
+    few = narrow(results)
+    wide = [shown(result) for result in few if result.component_error > COMPONENT]
+    assert len(wide) <= (1 - COMPONENTS_WITHIN) * len(few), wide
+
+
+def test_wider_sample(results: list[Result]) -> None:
+    """Sharded, full-size, selective and offloaded: peaks and components."""
+    known = {result.number for result in narrow(results)}
+    wider = [result for result in ran(results) if result.number not in known]
+    worst = {r.number: max(abs(r.error), r.component_error) for r in wider}
+    wide = [shown(result) for result in wider if worst[result.number] > LARGEST]
+    assert len(wide) <= (1 - WIDER_WITHIN) * len(wider), wide
 
 
 def test_quotas(results: list[Result]) -> None:
@@ -79,6 +103,12 @@ def test_every_sample_is_level(seed: int, count: int) -> None:
     level(sample, "precision", len(PRECISIONS))
     cells = Counter(slot.stratum for slot in sample)
     assert max(cells.values()) - min(cells.values()) <= 1
+    setups = Counter((slot.sharding, slot.size) for slot in sample)
+    assert setups == {s: count // len(SETUPS) * n for s, n in Counter(SETUPS).items()}
+
+
+def test_a_larger_sample_begins_with_the_smaller_one() -> None:
+    assert slots(1, 3000)[:400] == slots(1, 400)
 
 
 def level(sample: list[Slot], axis: str, kinds: int) -> None:

@@ -126,3 +126,21 @@ def test_experts_are_divided_by_expert_parallelism() -> None:
         for n in (1, 4)
     )
     assert four < 0.6 * one
+
+
+def test_selective_recomputation_is_that_of_core_attention_alone() -> None:
+    """Korthikanti et al., arXiv:2205.05198, equation 6: what is left is 34 · s · b · h a layer.
+
+    That is what fused attention keeps too, which writes no scores out.
+    """
+
+    def peak(attention: str, checkpointing: str) -> int:
+        options = {"attention": attention, "checkpointing": checkpointing}
+        return plan(GPT_7B, engine="megatron", gpus=8, tp=8, **options).memory.allocated_bytes
+
+    assert peak("eager", "selective") == pytest.approx(peak("flash", "none"), rel=1e-3)
+    assert peak("flash", "selective") == pytest.approx(peak("flash", "none"), rel=1e-3)
+    scores = 32 * 32 // 8 * 2048**2 * 2  # softmax and dropout's output in 16 bits, its mask in 8
+    saved = peak("eager", "none") - peak("eager", "selective")
+    assert saved == pytest.approx(2.5 * scores, rel=0.1)
+    assert peak("flash", "full") < 0.8 * peak("flash", "selective")

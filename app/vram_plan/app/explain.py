@@ -6,7 +6,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vram_plan.app.units import gib
+from vram_plan.app.speed_text import seconds_text, transfer_documents
+from vram_plan.app.units import gb, gib
 from vram_plan.estimator.planner import Plan
 
 
@@ -30,6 +31,21 @@ def show_ledger(console: Console, plan: Plan) -> None:
         table.add_row(instant.replace("_", " "), gib(nbytes), f"{nbytes:,} bytes")
     console.print()
     console.print(Text("instants", style="bold"))
+    console.print(table)
+    _transfers(console, plan)
+
+
+def _transfers(console: Console, plan: Plan) -> None:
+    found = transfer_documents(plan)
+    if not found:
+        return
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for one in found:
+        behind = f"behind the {one['overlaps']}" if one["overlaps"] else "waited for"
+        times = f"{one['count']:,} ×"
+        table.add_row(one["name"], gb(one["bytes"]), times, seconds_text(one["seconds"]), behind)
+    console.print()
+    console.print(Text("what travels in one step, before anything hides", style="bold"))
     console.print(table)
 
 

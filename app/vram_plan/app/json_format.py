@@ -7,6 +7,12 @@ from typing import Any
 
 import click
 
+from vram_plan.app.speed_text import (
+    cost_document,
+    gap_lines,
+    step_document,
+    transfer_documents,
+)
 from vram_plan.estimator.ledger import Entry
 from vram_plan.estimator.planner import Plan
 
@@ -18,6 +24,7 @@ def show(plan: Plan, *, explain: bool) -> None:
     document = to_document(plan)
     if explain:
         document["ledger"] = ledger_document(plan)
+        document["transfers"] = transfer_documents(plan)
     click.echo(json.dumps(document, indent=2, ensure_ascii=False))
 
 
@@ -33,7 +40,7 @@ def to_document(plan: Plan) -> dict[str, Any]:
             "source": model.source,
         },
         "config": plan.config.options(),
-        "assumptions": list(plan.config.assumptions),
+        "assumptions": [*plan.config.assumptions, *gap_lines(plan)],
         "memory": {
             "allocated_bytes": memory.allocated_bytes,
             "reserved_bytes": memory.reserved_bytes,
@@ -47,8 +54,8 @@ def to_document(plan: Plan) -> dict[str, Any]:
             "host_bytes": memory.host_bytes,
             "nvme_bytes": memory.nvme_bytes,
         },
-        "step": None,
-        "cost": None,
+        "step": step_document(plan),
+        "cost": cost_document(plan),
         "fits": [
             {
                 "gpu": fit.gpu,

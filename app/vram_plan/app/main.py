@@ -12,6 +12,8 @@ _COMMANDS = {
     "plan": "plan_command",
     "dry-run": "dry_run_command",
     "bench": "bench_command",
+    "search": "search_command",
+    "report": "report_command",
     "doctor": "doctor_command",
     "validate": "validate_command",
     "models": "catalogue_commands",
@@ -49,6 +51,7 @@ def cli() -> None:
       vram-plan --model 7b --zero 2 --gpus 8
       vram-plan --model Qwen/Qwen2.5-7B --method qlora --gpu rtx-4090
       vram-plan --model ./config.json --fsdp full-shard --gpus 16 --format json
+      vram-plan search --model 7b --gpus 1..8 --gpu a100-80gb-sxm
       vram-plan dry-run --model mistral-7b --method lora
       vram-plan models --family llama
       vram-plan gpus --at-least 48

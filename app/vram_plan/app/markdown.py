@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from vram_plan.app.speed_text import cost_lines, note_lines, seconds_text, step_line
 from vram_plan.app.summary import fit_rows, headline, option_lines, verdict_line
 from vram_plan.app.units import gb, gib, signed_gib
 from vram_plan.estimator.planner import Plan
@@ -35,6 +36,7 @@ def show(plan: Plan, *, explain: bool) -> None:
             f"| {fit.gpu} | {gib(fit.usable_bytes, 1)} | {fit.verdict} "
             f"| {signed_gib(fit.headroom_bytes, 1)} |"
         )
+    lines += speed_lines(plan)
     helpful = remedies(plan, known)
     for title, found in (("makes it fit", helpful), ("switch", known)):
         if found:
@@ -44,10 +46,30 @@ def show(plan: Plan, *, explain: bool) -> None:
                 f"| {gib(s.plan.memory.allocated_bytes)} |"
                 for s in found
             ]
-    lines += ["", *(f"- {escape(line)}" for line in option_lines(plan))]
+    lines += ["", *(f"- {escape(line)}" for line in (*option_lines(plan), *note_lines(plan)))]
     if explain:
         lines += ledger_lines(plan)
     click.echo("\n".join(lines))
+
+
+def speed_lines(plan: Plan) -> list[str]:
+    """The step by part, and its cost."""
+    step = plan.step if plan.config.gpu else None
+    if step is None:
+        return []
+    lines = [
+        "",
+        f"{step_line(plan)}.",
+        "",
+        "| part of the step | time | share |",
+        "|---|---:|---:|",
+    ]
+    for name, seconds in step.parts.items():
+        if seconds:
+            share = 100 * seconds / step.seconds
+            lines.append(f"| {name} | {seconds_text(seconds)} | {share:.1f} % |")
+    costs = [f"- {escape(line)}" for line in cost_lines(plan)]
+    return [*lines, "", *costs] if costs else lines
 
 
 def ledger_lines(plan: Plan) -> list[str]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from vram_plan.estimator import choices
+
+if TYPE_CHECKING:
+    from vram_plan.profiles.gpus import GpuSpec
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 _Spec = tuple[str, dict[str, Any]]
@@ -63,6 +66,10 @@ _OPTIONS: tuple[_Spec, ...] = (
     ("--gpus", _number("GPUs in all.  [default: 1]")),
     ("--gpus-per-node", _number("GPUs in one machine.  [default: min(gpus, 8)]")),
     ("--gpu", {"metavar": "NAME", "help": "The GPU to judge, for example rtx-4090."}),
+    (
+        "--calibration",
+        {"metavar": "FILE", "help": "A machine that bench calibrate measured; --gpu this: here."},
+    ),
     ("--node", {"metavar": "NAME", "help": "The machine, for its host memory: dgx-h100."}),
     (
         "--engine",
@@ -117,6 +124,10 @@ _OPTIONS: tuple[_Spec, ...] = (
         {"default": None, "help": "Quantize the scales of nf4 and fp4 too."},
     ),
     (
+        "--gptq-group-size",
+        {"type": int, "metavar": "N", "help": "Inputs per scale; -1: all.  [default: 128]"},
+    ),
+    (
         "--kbit-preparation/--no-kbit-preparation",
         {
             "default": None,
@@ -138,6 +149,13 @@ _OPTIONS: tuple[_Spec, ...] = (
     ("--micro-batch", _number("Sequences per GPU in one forward pass.  [default: 1]")),
     ("--seq-len", _number("Tokens per sequence.  [default: 2048]")),
     ("--source-len", _number("Tokens an encoder-decoder reads.  [default: seq-len]")),
+    (
+        "--lengths",
+        {
+            "metavar": "MEAN,SD[,N]",
+            "help": "Tokens of N sequences that differ, up to seq-len.  [default: fixed]",
+        },
+    ),
     ("--grad-accum", _number("Micro-batches per optimizer step.  [default: 1]")),
     (
         "--checkpointing",
@@ -187,7 +205,9 @@ def given(values: dict[str, Any]) -> dict[str, Any]:
     options = {name: value for name, value in values.items() if value is not None}
     if "zero" in options:
         options["zero"] = int(options["zero"])
-    if "gpu" in options:
+    if "calibration" in options or options.get("gpu") == "this":
+        options["gpu"] = _measured(options)
+    elif "gpu" in options:
         from vram_plan.profiles.gpus import find_gpu
 
         options["gpu"] = find_gpu(options["gpu"])
@@ -215,3 +235,13 @@ def _kernels(text: str) -> tuple[str, ...]:
             known = ", ".join(choices.FUSED_KERNELS)
             raise ValueError(f"--fused-kernels {name}: choose from {known}")
     return names
+
+
+def _measured(options: dict[str, Any]) -> GpuSpec:
+    """The card of a profile that ``bench calibrate`` wrote."""
+    from vram_plan.profiles.machine import THIS, read_machine
+
+    path = options.pop("calibration", None)
+    if options.get("gpu", THIS) != THIS:
+        raise ValueError(f"--calibration {path} is the GPU already: leave --gpu out")
+    return read_machine(path).gpu

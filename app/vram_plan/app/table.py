@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from vram_plan.app.speed_text import cost_lines, note_lines, seconds_text, step_line
 from vram_plan.app.summary import fit_rows, headline, option_lines, verdict_line
 from vram_plan.app.units import gb, gib, signed_gib
 from vram_plan.estimator.ledger import COMPONENTS
@@ -27,6 +28,8 @@ _COLOURS = {
 _VERDICT_STYLE = {"fits": "green", "uncertain": "yellow", "does not fit": "red"}
 _LIMITS = {"host": "  host memory is too small", "nvme": "  NVMe is too small"}
 _BAR = 24
+_LEAST_SHARE = 0.001
+"""Of the step; smaller parts are in the other formats."""
 
 
 def show(plan: Plan, *, explain: bool) -> None:
@@ -42,13 +45,14 @@ def show(plan: Plan, *, explain: bool) -> None:
     console.print(_instants(plan))
     console.print(Text(verdict_line(plan), style=_judged(plan)))
     console.print(_fits(plan))
+    _show_speed(console, plan)
     helpful = remedies(plan, known)
     if helpful:
         console.print(Text("smallest changes that make it fit", style="bold"))
         console.print(_switches(helpful))
     console.print(Text("what a switch saves (−) or costs (+) here", style="bold"))
     console.print(_switches(known))
-    for line in option_lines(plan):
+    for line in (*option_lines(plan), *note_lines(plan)):
         console.print(Text(line, style="dim"))
     if explain:
         from vram_plan.app.explain import show_ledger
@@ -64,7 +68,28 @@ def _total(plan: Plan) -> Text:
     text.append(memory.peak_instant.replace("_", " "), style="bold")
     text.append(f"\n  {gib(memory.required_bytes)}", style="bold")
     text.append(" required with CUDA context, communication and fragmentation\n")
+    line = step_line(plan)
+    if line:
+        text.append(f"  {line}\n", style="bold green")
     return text
+
+
+def _show_speed(console: Console, plan: Plan) -> None:
+    """Where the seconds of a step go, and what they cost; nothing without a step time."""
+    step = plan.step if plan.config.gpu else None
+    if step is None:
+        return
+    table = _plain_table()
+    for name, seconds in sorted(step.parts.items(), key=lambda part: -part[1]):
+        share = seconds / step.seconds
+        if share >= _LEAST_SHARE:
+            bar = Text("█" * max(1, round(_BAR * share)), style="green")
+            table.add_row(name, seconds_text(seconds), f"{100 * share:.1f} %", bar)
+    console.print(Text(f"\none step: {seconds_text(step.seconds)}", style="bold"))
+    console.print(table)
+    for line in cost_lines(plan):
+        console.print(Text(line, style="bold"))
+    console.print()
 
 
 def _breakdown(plan: Plan) -> Table:

@@ -27,6 +27,9 @@ _METRICS = (
     "reserved_peak_bytes",
     "device_used_bytes",
     "memory_bytes",
+    "step_seconds",
+    "tokens_per_second_per_gpu",
+    "samples_per_second",
 )
 _QUIET_SECONDS, _BETWEEN_SECONDS = 1.0, 0.2
 
@@ -48,7 +51,7 @@ _QUIET_SECONDS, _BETWEEN_SECONDS = 1.0, 0.2
     multiple=True,
     type=click.Choice(_METRICS),
     metavar="COLUMN",
-    help=f"Compare only this counter; may be repeated: {', '.join(_METRICS)}.",
+    help=f"Compare only this figure; may be repeated: {', '.join(_METRICS)}.",
 )
 @click.option(
     "--worst",

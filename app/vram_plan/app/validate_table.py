@@ -40,7 +40,7 @@ def _table(grid: Grid) -> Table:
     before = ""
     for row in grid.rows:
         first = row[0] if row[0] != before or grid.left < 2 else ""
-        repeats = grid.heads[0] in {"counter", "stratum"}
+        repeats = grid.heads[0] in {"figure", "stratum"}
         table.add_row(first if repeats else row[0], *row[1:])
         before = row[0]
     return table
@@ -72,8 +72,12 @@ def _explain(console: Console, found: Validation) -> None:
 def _facing(one: Comparison) -> Text:
     return Text.assemble(
         f"{one.row.id}  {SHORT[one.metric]}: measured ",
-        (gib(one.measured), "bold"),
+        (_said(one, one.measured), "bold"),
         ", predicted ",
-        (gib(one.predicted), "bold"),
+        (_said(one, one.predicted), "bold"),
         f", {percent(one.error, sign=True)}",
     )
+
+
+def _said(one: Comparison, value: float) -> str:
+    return gib(round(value)) if one.said is None else f"{value:,.2f}"

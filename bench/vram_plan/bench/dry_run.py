@@ -12,6 +12,7 @@ from vram_plan.bench.environment import environment, missing_libraries
 from vram_plan.bench.instants import in_order, instants_of, labels
 from vram_plan.bench.measurement import Instant, Measurement
 from vram_plan.bench.translate import model_fields, trace_config
+from vram_plan.bench.workspaces import with_workspaces
 from vram_plan.estimator.choices import BITSANDBYTES, WHOLE_MODEL
 from vram_plan.estimator.config import TrainConfig
 from vram_plan.estimator.ledger import COMPONENTS, MODEL_STATES
@@ -36,6 +37,7 @@ class DryRun:
         device: ``fake``, ``cpu`` or ``cuda``.
         whole: trace every layer, from loading on, instead of extending shallow traces.
         trace: the events of every layer, when they were traced.
+        fields: of the model's `config.json`; those of its name, unless given.
     """
 
     def __init__(
@@ -45,8 +47,10 @@ class DryRun:
         device: str = "fake",
         whole: bool = False,
         say: Say | None = None,
+        fields: Mapping[str, Any] | None = None,
     ) -> None:
         self.config = config
+        self.fields = fields
         self.device = device
         self.whole = whole or device != "fake"
         self.trace: Trace | None = None
@@ -61,17 +65,18 @@ class DryRun:
                 out. What fails inside the libraries is an outcome, not an exception.
         """
         _require(_needed(self.config))
-        fields = model_fields(self.config.model)
+        fields = self.fields or model_fields(self.config.model)
         virtual = self.config.engine == "deepspeed"
         if virtual and self.device != "fake":
             raise ValueError(f"--device {self.device} with --zero: virtual ranks are fake")
         try:
-            return self._virtual(fields) if virtual else self._traced(fields)
+            seen = self._virtual(fields) if virtual else self._traced(fields)
         except ValueError as error:
             raise _refusal(error) from None
         # What a library raises inside the step is what was seen of this configuration.
         except Exception as error:
             return self._failed(error)
+        return with_workspaces(seen, self.config)
 
     def _traced(self, fields: Mapping[str, Any]) -> Measurement:
         prepared = replace(trace_config(self.config, fields), device=self.device)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vram_plan.estimator.blocks.registry import compose
 from vram_plan.estimator.chain import Shape, build_chain
 from vram_plan.estimator.config import TrainConfig
+from vram_plan.estimator.lengths import FIXED
 from vram_plan.estimator.methods.lora import Lora
 from vram_plan.estimator.methods.targets import ALL_LINEAR, ATTENTION
 from vram_plan.estimator.treatment import Treatment
@@ -35,6 +36,20 @@ _WITHOUT_PEFT = frozenset(
     }
 )
 _FSDP = ("fsdp1", "fsdp2")
+_WITHOUT_DTENSOR = frozenset(
+    {
+        "adafactor",
+        "adamw-8bit",
+        "paged-adamw",
+        "paged-adamw-8bit",
+        "lion",
+        "lion-8bit",
+    }
+)
+"""Optimizers that fail on FSDP2's sharded weights: bitsandbytes 0.50.2 has no sharding strategy,
+transformers 5.23.0's Adafactor mixes its plain tensors with DTensor's."""
+_ROUTERS_IN_TUPLES = frozenset({"phimoe"})
+"""Routers that are linear layers but return more than a tensor."""
 _PREFIXED = frozenset({"prompt", "prefix", "p-tuning", "p-tuning-v2"})
 
 
@@ -146,11 +161,9 @@ def _refuse(config: TrainConfig) -> None:
     """Raise for what the tracer has no way to run."""
     if not config.training:
         raise ValueError("dry-run traces training steps; leave out --task inference")
-    if config.method in _WITHOUT_PEFT:
-        raise ValueError(
-            f"dry-run --method {config.method}: PEFT has no such method; plan it without dry-run"
-        )
+    _refuse_method(config)
     _refuse_engine(config)
+    _refuse_sharded(config)
     if config.quantization in {"gptq4", "gptq8"}:
         raise ValueError(
             f"dry-run --quantization {config.quantization}: its kernels are not traced; choose nf4"
@@ -173,6 +186,7 @@ def refuse_ignored(config: TrainConfig) -> None:
         "--modules-to-save": config.modules_to_save,
         "--optimizer-in-backward": config.optimizer_in_backward,
         "--compile": config.compile,
+        "--lengths": config.lengths != FIXED,
         "a classification head": config.model.num_labels,
     }
     for name, wanted in asked.items():
@@ -191,6 +205,37 @@ def _refuse_engine(config: TrainConfig) -> None:
                 f"dry-run --{name} {getattr(config, name)} with --engine {config.engine}: not "
                 f"traced; choose --{name} 1"
             )
+
+
+def _refuse_sharded(config: TrainConfig) -> None:
+    """What real jobs fail at, too: weights that are DTensors."""
+    if config.engine != "fsdp2":
+        return
+    if config.optimizer in _WITHOUT_DTENSOR:
+        raise ValueError(
+            f"dry-run --optimizer {config.optimizer} with --engine fsdp2: it does not take "
+            "sharded weights; choose adamw"
+        )
+    if config.method == "adalora":
+        raise ValueError(
+            "dry-run --method adalora with --engine fsdp2: PEFT's regularizer does not take "
+            "sharded weights; choose --method lora"
+        )
+
+
+def _refuse_method(config: TrainConfig) -> None:
+    """Methods that PEFT has not, or not for this model."""
+    kind = config.model.model_type
+    if config.method in _WITHOUT_PEFT:
+        raise ValueError(
+            f"dry-run --method {config.method}: PEFT has no such method; plan it without dry-run"
+        )
+    wide = config.method == "adalora" and config.lora_targets == ALL_LINEAR
+    if wide and kind in _ROUTERS_IN_TUPLES:
+        raise ValueError(
+            f"dry-run --method adalora over all linear layers: the router of {kind} returns a "
+            "tuple, to which PEFT's AdaLoRA cannot add; choose --lora-targets attention"
+        )
 
 
 def _peft_options(config: TrainConfig) -> dict[str, Any]:

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from vram_plan.estimator.simulate import Boundary, Cost
 
 
+PROMPTED = ("prompts", "inputs_embeds", "encoder.words")
+"""What variables of ``PeftModel…forward`` hold until the loss is there (virtual tokens)."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Carried:
     """One such tensor as a segment meets it.
@@ -45,8 +49,9 @@ class Carried:
 class Journeys:
     """What travels through a chain, followed while its segments are simulated in order."""
 
-    def __init__(self, segments: tuple[Segment, ...]) -> None:
+    def __init__(self, segments: tuple[Segment, ...], *, prompted: bool = False) -> None:
         self.segments = segments
+        self.passed = ""
         self.made: dict[str, Boundary] = {}
         self.counted: set[str] = set()
         self.last_read: dict[str, int] = {}
@@ -54,12 +59,15 @@ class Journeys:
         for i, segment in enumerate(segments):
             self.last_read.update(dict.fromkeys(segment.reads, i))
             self.last_alive.update(dict.fromkeys((*segment.reads, *segment.holds), i))
+        if prompted:
+            self.last_alive.update(dict.fromkeys(PROMPTED, len(segments) - 1))
 
     def carried(self, i: int, *, last_piece: bool) -> tuple[Carried, ...]:
         """What segment ``i`` meets; ``last_piece`` is the last of its ``count`` pieces."""
         result = []
         for name, made in self.made.items():
-            if i > self.last_alive.get(name, -1):
+            entered = name == self.passed and self.segments[i].kind != "embedding"
+            if i > self.last_alive.get(name, -1) or entered:
                 continue
             final = self.last_read.get(name, -1)
             later = i < final or (i == final and not last_piece)
@@ -82,6 +90,9 @@ class Journeys:
 
     def note(self, cost: Cost) -> None:
         """Take up what a segment made and what it keeps."""
+        if self.passed and cost.keeps_input:
+            self.counted.add(self.passed)
+        self.passed = cost.passed
         self.made.update(cost.produced)
         self.counted |= cost.kept
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from vram_plan.estimator.carried import Journeys
 from vram_plan.estimator.ledger import Entry
+from vram_plan.estimator.quantization import ends_in
 from vram_plan.estimator.segment import Composition, Segment
 from vram_plan.estimator.simulate import RECOMPUTED, Boundary, Cost, Run, simulate
 from vram_plan.estimator.treatment import Treatment
@@ -50,7 +51,7 @@ def build_chain(
     """Simulate the segments in forward order, each with the boundary tensor the last one left."""
     links: list[Link] = []
     entered: Boundary | None = None
-    journeys = Journeys(composition.segments)
+    journeys = Journeys(composition.segments, prompted=how.method.virtual_tokens > 0)
     source = (shape.source_seq or shape.seq) if spec.is_encoder_decoder else 0
     for i, segment in enumerate(composition.segments):
         entered = None if segment.kind == "embedding" else entered
@@ -68,6 +69,7 @@ def build_chain(
             keeps_gradients=shape.keeps_gradients,
             awaited=journeys.awaited(i),
             input_gradients=(segment.kind == "embedding" and shape.checkpoint in RECOMPUTED),
+            input_stays=segment.kind == "embedding" and shape.checkpoint == "offload",
         )
         for link in _repeat(run, journeys, i):
             links.append(link)
@@ -83,12 +85,12 @@ def _repeat(run: Run, journeys: Journeys, i: int) -> Iterator[Link]:
         alike = _first_alike(run)
         cost = simulate(alike)
         journeys.note(cost)
-        key = run.how.method.layer_key(index)
+        key = _treated(run, index)
         after = index + 1
         if cost.left == run.entered:
             while (
                 after < end
-                and run.how.method.layer_key(after) == key
+                and _treated(run, after) == key
                 and journeys.carried(i, last_piece=after == end - 1) == run.carried
             ):
                 after += 1
@@ -100,15 +102,20 @@ def _repeat(run: Run, journeys: Journeys, i: int) -> Iterator[Link]:
 def _first_alike(run: Run) -> Run:
     """The same run at a decoder's first block that is treated alike: both share a simulation."""
 
-    def traits(layer: int) -> tuple[int, bool, bool]:
+    def traits(layer: int) -> tuple[tuple[int, bool], bool, bool]:
         spec = run.spec
-        return run.how.method.layer_key(layer), spec.is_windowed(layer), spec.is_sparse(layer)
+        return _treated(run, layer), spec.is_windowed(layer), spec.is_sparse(layer)
 
     if run.layer <= 0 or run.spec.is_encoder_decoder:
         return run
     mine = traits(run.layer)
     first = next(layer for layer in range(run.layer + 1) if traits(layer) == mine)
     return replace(run, layer=first, segment=replace(run.segment, count=1, first=first))
+
+
+def _treated(run: Run, layer: int) -> tuple[int, bool]:
+    """Blocks for which this is equal are treated alike by the method and the quantization."""
+    return run.how.method.layer_key(layer), ends_in(run.spec, run.how, layer)
 
 
 def _checkpoint(wanted: str, segment: Segment) -> str:

@@ -58,6 +58,9 @@ class TrainConfig:
         micro_batch: sequences per data-parallel rank in one forward pass.
         seq_len: tokens per sequence (of the target, for encoder-decoders).
         source_len: tokens per source sequence of an encoder-decoder, else 0.
+        lengths: ``fixed``, or mean and deviation of the tokens of sequences, those beyond
+            ``seq_len`` left out (``lengths.parse_lengths``).
+        gptq_group_size: inputs that share a scale of GPTQ's; -1: all of them.
         kbit_preparation: PEFT's ``prepare_model_for_kbit_training`` (``peft/utils/other.py``
             0.21.2): what stays unquantized is held in fp32. Not for GPTQ.
         lora_dropout: probability (PEFT's default is 0); any other keeps a dropped copy of the input
@@ -107,11 +110,13 @@ class TrainConfig:
     weights_dtype: str = "bf16"
     quantization: str = "none"
     double_quant: bool = False
+    gptq_group_size: int = 128
     kbit_preparation: bool = False
     optimizer: str = "adamw"
     micro_batch: int = 1
     seq_len: int = 2048
     source_len: int = 0
+    lengths: str = "fixed"
     grad_accum: int = 1
     checkpointing: str = "none"
     attention: str = "flash"

@@ -47,6 +47,7 @@ class Run:
         input_gradients: the looked-up tokens are made to require a gradient although their table
             does not learn, as libraries do for checkpointed models
             (``enable_input_require_grads``, transformers 5.23.0 ``modeling_utils.py``).
+        input_stays: that tensor, a leaf of the graph, stays while its checkpoint goes to the host.
     """
 
     spec: ModelSpec
@@ -63,6 +64,7 @@ class Run:
     carried: tuple[Carried, ...] = ()
     awaited: frozenset[str] = frozenset()
     input_gradients: bool = False
+    input_stays: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +85,8 @@ class Cost:
         host: bytes it sends to host memory until its backward pass.
         attached: bytes among ``saved`` that live until the whole backward pass is over.
         early: bytes of weight gradients that the loss itself makes.
+        keeps_input: its input is among what it keeps.
+        passed: the name among ``produced`` of the tensor that it hands on.
     """
 
     params: tuple[Param, ...]
@@ -97,3 +101,5 @@ class Cost:
     host: int = 0
     attached: int = 0
     early: int = 0
+    keeps_input: bool = False
+    passed: str = ""

@@ -104,7 +104,7 @@ class Forward:
                 shape=shape,
                 itemsize=self.how.adapter_bytes,
                 trainable=trainable and self.how.training,
-                accumulates=not self.keeps_gradients or self.how.method.regularizes(name),
+                accumulates=not self.keeps_gradients or self.how.method.regularizes(self, name),
                 added=True,
             )
         return found
@@ -147,12 +147,15 @@ class Forward:
     ) -> Tensor:
         """The product with a quantized weight, in 16 bits, cast back to the input's dtype."""
         how, itemsize = self.how, x.itemsize
-        if how.quantization == "int8":
+        eight = how.quantization == "int8"
+        if offset is not None:  # cast for good at its first use (bitsandbytes nn/modules.py)
+            offset.itemsize = itemsize if eight else how.matmul_bytes
+        if eight:
             return int8_linear(self.t, x, weight, outputs, half=how.half)
         x = elementwise.cast(self.t, x, how.matmul_bytes)
         nested, old = how.double_quant, how.four_bit
-        x = dequantized_linear(self.t, x, weight, outputs, nested=nested, old=old)
-        return elementwise.cast(self.t, x, itemsize)
+        out = dequantized_linear(self.t, x, weight, outputs, nested=nested, old=old)
+        return elementwise.cast(self.t, out, itemsize)
 
     def product(self, x: Tensor, weight: Param, offset: Param | None, outputs: int) -> Tensor:
         """``x @ W.T + b`` under the configuration's autocast.
@@ -178,7 +181,7 @@ class Forward:
         """The weight in the compute precision of autocast; a repeated one was cast before."""
         if weight.itemsize == LOW_BYTES:
             return weight
-        if self.repeats:
+        if self.repeats and weight.trainable:
             return AutocastWeight(weight, Tensor(weight.numel, LOW_BYTES, None), self.t)
         return cached_cast(self.t, weight, LOW_BYTES, self.cache)
 

@@ -18,7 +18,8 @@ class Memory:
         ledger: every entry.
         instants: bytes allocated in every instant.
         overhead_bytes: what a process takes on the device beside the ledger's entries.
-        workspace_bytes: the part of it that PyTorch's allocator hands out (cuBLAS workspaces).
+        workspace_bytes: the part of it that PyTorch's allocator hands out (cuBLAS workspaces,
+            where no GPU is named and the ledger does not list them).
         reserve: replays the run through the model of PyTorch's allocator, given the allocated
             bytes; None where the run's timeline is not known.
     """

@@ -146,7 +146,9 @@ def _paged_adamw_8bit(groups: Groups, scale: float) -> States:
 
 
 def _adafactor(groups: Groups, scale: float) -> States:
-    """Row and column sums; one weight at a time, its neighbours' temporaries not yet dropped.
+    """Row and column sums and a number (``RMS``); one weight at a time.
+
+    Its neighbours' temporaries are not yet dropped.
 
     16-bit weights: gradient, weight and update in fp32, the square on the way, and the update of
     the weight before, whose name is bound until the new one is there.
@@ -156,7 +158,7 @@ def _adafactor(groups: Groups, scale: float) -> States:
         sums: tuple[int, ...] = (w.numel,)
         if len(w.shape) > 1:
             sums = (w.numel // w.shape[-1], w.numel // w.shape[-2])
-        total += sum(_sized(w, FP32 * each, scale) for each in sums)
+        total += sum(_sized(w, FP32 * each, scale) for each in (*sums, 1))
         copies = 4 if size < FP32 else 2
         step = max(step, FP32 * (copies * w.numel + before))
         before = w.numel

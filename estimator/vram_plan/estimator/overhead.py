@@ -6,14 +6,31 @@ Constants that no source code gives are measured ones; each names where it was r
 from __future__ import annotations
 
 from vram_plan.estimator.config import TrainConfig
+from vram_plan.estimator.ledger import Entry
+from vram_plan.profiles import switches
 
 MIB = 2**20
 
 CONTEXT_BYTES = 500 * MIB
 """CUDA context, kernels loaded lazily: 300–500 MB from CUDA 11.7 on (pytorch#107667, #109888)."""
-WORKSPACE_BYTES, HOPPER_WORKSPACE_BYTES = 8_519_680, 32 * MIB
-"""cuBLAS workspace of a thread: ``:4096:2:16:8`` kB before Hopper (torch 2.13.0
-``aten/src/ATen/cuda/CublasHandlePool.cpp``). The forward and the autograd thread have one each."""
+EAGER_CONTEXT_BYTES = 1_113 * MIB
+"""The same with every kernel loaded at once: 1,113 MiB of a V100 with one element on it
+(bigscience-workshop/bigscience @ 1dee360c ``experiments/tr3m-1B3.md``, calibration)."""
+WORKSPACE_BYTES = 8_519_680
+WIDE_WORKSPACES = {
+    "Hopper": 32 * MIB,
+    "Blackwell": 32 * MIB,
+    "CDNA2": 32 * MIB,
+    "RDNA3": 32 * MIB,
+    "CDNA3": 128 * MIB,
+    "CDNA4": 128 * MIB,
+}
+"""cuBLAS workspace of a thread: ``:4096:2:16:8`` kB unless the generation has one of its own (torch
+2.13.0 ``aten/src/ATen/cuda/CublasHandlePool.cpp`` ``parseChosenWorkspaceSize``; published peaks of
+the same Megatron-LM runs on H100 and GB200 are equal, so Blackwell is given Hopper's)."""
+WORKSPACES = 2
+"""The forward and the autograd thread have one each."""
+WORKSPACE_SOURCE = "torch 2.13.0 aten/src/ATen/cuda/CublasHandlePool.cpp getNewWorkspace"
 NCCL_PAIR_BYTES = 544 * MIB
 NCCL_GROUP_BYTES = 688 * MIB
 """One communicator of 2 and of more than 2 GPUs, measured on 4 × A100 (NVIDIA/nccl#964)."""
@@ -26,12 +43,18 @@ said to fit. The deciding runs are full fine-tunes of Mistral-7B, micro-batch 16
 foundation-model-stack/fms-acceleration (commit 876e2ed, ``scripts/benchmarks/refs``): they failed
 needing 73.6 GiB of 79.15 GiB, 32.6 GiB of them made within the step.
 """
+REPLAYED = frozenset({"torch", "ddp"})
+"""Engines under which a run's allocations are one known sequence."""
 MADE_WITHIN_THE_STEP = ("activations", "logits", "kv_cache", "temporaries")
 
 
 def overhead_bytes(config: TrainConfig) -> int:
-    """CUDA context, cuBLAS workspaces, and an NCCL communicator for every group of the rank."""
-    total = CONTEXT_BYTES + 2 * workspace_bytes(config)
+    """What the ledger does not hold: CUDA context, a communicator for every group of the rank.
+
+    Without a GPU the cuBLAS workspaces are here too, as their size is that of a generation.
+    """
+    lazy = switches.loads_kernels_lazily(config.stack, config.engine)
+    total = (CONTEXT_BYTES if lazy else EAGER_CONTEXT_BYTES) + unlisted_workspaces(config)
     for ranks in (config.data_parallel, config.tp, config.pp, config.cp, config.ep):
         if ranks > 1:
             total += NCCL_PAIR_BYTES if ranks == 2 else NCCL_GROUP_BYTES
@@ -40,9 +63,34 @@ def overhead_bytes(config: TrainConfig) -> int:
 
 def workspace_bytes(config: TrainConfig) -> int:
     """One cuBLAS workspace; PyTorch's allocator hands it out."""
-    if config.gpu is not None and config.gpu.architecture in {"Hopper", "Blackwell"}:
-        return HOPPER_WORKSPACE_BYTES
-    return WORKSPACE_BYTES
+    if config.gpu is None:
+        return WORKSPACE_BYTES
+    return WIDE_WORKSPACES.get(config.gpu.architecture, WORKSPACE_BYTES)
+
+
+def workspace_entries(config: TrainConfig) -> list[Entry]:
+    """The cuBLAS workspaces of a training step on a named GPU, for plan and dry run alike.
+
+    They stay from the first product on, so they are part of every instant. Where no GPU is named
+    the plan is that of any device, a CPU included, and they are counted beside the ledger.
+    """
+    if config.gpu is None or not config.training:
+        return []
+    one = workspace_bytes(config)
+    return [
+        Entry(
+            component="buffers",
+            name="cuBLAS workspaces",
+            bytes=WORKSPACES * one,
+            formula=f"{WORKSPACES} threads · {one:,} bytes ({config.gpu.architecture})",
+            source=WORKSPACE_SOURCE,
+        )
+    ]
+
+
+def unlisted_workspaces(config: TrainConfig) -> int:
+    """Bytes of the workspaces where the ledger does not list them."""
+    return 0 if workspace_entries(config) else WORKSPACES * workspace_bytes(config)
 
 
 def is_modelled(config: TrainConfig) -> bool:
@@ -53,7 +101,7 @@ def is_modelled(config: TrainConfig) -> bool:
     """
     return (
         config.training
-        and config.engine in {"torch", "ddp"}
+        and config.engine in REPLAYED
         and config.pp == 1
         and config.offload in {"none", "activations"}
     )

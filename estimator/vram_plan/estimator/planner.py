@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from importlib import import_module
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vram_plan.estimator.choices import MEGATRON_BLOCKS
 from vram_plan.estimator.config import TrainConfig
@@ -14,14 +14,24 @@ from vram_plan.estimator.device import DeviceReading, device_reading
 from vram_plan.estimator.fit import Fit, fits
 from vram_plan.estimator.ledger import Entry, Ledger
 from vram_plan.estimator.memory import Memory
-from vram_plan.estimator.overhead import is_modelled, overhead_bytes, workspace_bytes
+from vram_plan.estimator.overhead import (
+    is_modelled,
+    overhead_bytes,
+    unlisted_workspaces,
+    workspace_entries,
+)
 from vram_plan.estimator.rank import run_passes
 from vram_plan.estimator.resolve import resolve
 from vram_plan.estimator.sharding.base import Rank, input_entries
 from vram_plan.estimator.sharding.pipeline import stages
 from vram_plan.estimator.step import TRAINING, pass_entries
+from vram_plan.profiles.gpus import find_gpu
 from vram_plan.profiles.model import ModelSpec
 from vram_plan.profiles.models import resolve_model
+
+if TYPE_CHECKING:
+    from vram_plan.estimator.speed.cost import Cost, Workload
+    from vram_plan.estimator.speed.step_time import StepTime
 
 _ENGINES = {
     "torch": "replicated",
@@ -51,12 +61,14 @@ class Plan:
         memory: bytes on the fullest rank.
         parameters: parameters of the base model.
         trainable_parameters: parameters that learn, adapters included.
+        workload: how much is trained and at which prices; None: the catalogue's prices alone.
     """
 
     config: TrainConfig
     memory: Memory
     parameters: int
     trainable_parameters: int
+    workload: Workload | None = None
 
     @property
     def model(self) -> ModelSpec:
@@ -67,6 +79,20 @@ class Plan:
     def device(self) -> DeviceReading | None:
         """What the device reports for the process, and where 90 % of such readings fell."""
         return device_reading(self.config, self.memory)
+
+    @cached_property
+    def step(self) -> StepTime | None:
+        """Seconds of an optimizer step; None without a GPU or where it is not modelled."""
+        from vram_plan.estimator.speed.step_time import step_time  # plans without --gpu skip it
+
+        return step_time(self.config)
+
+    @cached_property
+    def cost(self) -> Cost | None:
+        """Dollars and energy; None without a GPU or where the step is not modelled."""
+        from vram_plan.estimator.speed.cost import cost_of  # likewise
+
+        return cost_of(self.config, self.step, self.workload)
 
     @cached_property
     def fits(self) -> tuple[Fit, ...]:
@@ -86,6 +112,8 @@ def plan(model: str | ModelSpec, **options: Any) -> Plan:
         ValueError: one line that names the option and the way out.
     """
     spec = resolve_model(model) if isinstance(model, str) else model
+    if isinstance(options.get("gpu"), str):
+        options["gpu"] = find_gpu(options["gpu"])
     return plan_config(resolve(spec, options))
 
 
@@ -103,18 +131,22 @@ def plan_config(config: TrainConfig, *, stage: int | None = None) -> Plan:
         from vram_plan.estimator.inference import inference_ledger
 
         ledger, parameters, trainable = inference_ledger(config)
-    memory = Memory(
+    return Plan(
+        config=config,
+        memory=memory_of(config, ledger),
+        parameters=parameters,
+        trainable_parameters=trainable,
+    )
+
+
+def memory_of(config: TrainConfig, ledger: Ledger) -> Memory:
+    """The totals of a ledger, and what the device adds to them."""
+    return Memory(
         ledger=ledger,
         instants=ledger.totals(),
         overhead_bytes=overhead_bytes(config),
-        workspace_bytes=2 * workspace_bytes(config),
+        workspace_bytes=unlisted_workspaces(config),
         reserve=partial(_reserve, config) if is_modelled(config) else None,
-    )
-    return Plan(
-        config=config,
-        memory=memory,
-        parameters=parameters,
-        trainable_parameters=trainable,
     )
 
 
@@ -129,18 +161,26 @@ def train_ledger(config: TrainConfig, *, stage: int | None = None) -> tuple[Ledg
 
     With ``stage`` it is that of a rank of this pipeline stage (0 the first, -1 the last).
     """
-    _refuse_idle(config)
+    refuse_idle(config)
+    ledgers = rank_ledgers(config)
+    found = fullest(ledgers) if stage is None else ledgers[stage]
+    return found, *count_parameters(config)
+
+
+def rank_ledgers(config: TrainConfig) -> list[Ledger]:
+    """The ledger of every distinct pipeline stage's rank."""
     engine = import_module(f"vram_plan.estimator.sharding.{_ENGINES[config.engine]}")
     passes = run_passes(config, keeps_gradients=engine.keeps_gradients(config))
     ranks = stages(config, passes) if config.pp > 1 else (Rank(config=config, passes=passes),)
-    ledgers = [_ledger(engine, rank) for rank in ranks]
-    if stage is not None:
-        return ledgers[stage], *count_parameters(config)
-    fullest = max(ledgers, key=lambda ledger: max(ledger.totals().values()))
-    return fullest, *count_parameters(config)
+    return [_ledger(engine, rank) for rank in ranks]
 
 
-def _refuse_idle(config: TrainConfig) -> None:
+def fullest(ledgers: list[Ledger]) -> Ledger:
+    """The ledger with the fullest instant."""
+    return max(ledgers, key=lambda ledger: max(ledger.totals().values()))
+
+
+def refuse_idle(config: TrainConfig) -> None:
     """Refuse a method that finds nothing to train in this model (BitFit without biases)."""
     if config.method not in {"bitfit", "freeze"}:
         return
@@ -166,4 +206,5 @@ def _ledger(engine: ModuleType, rank: Rank) -> Ledger:
     links = rearrange(rank) if rearrange else rank.passes.links
     passes = rank.passes.entries if links is rank.passes.links else pass_entries(links)
     entries: list[Entry] = [*engine.entries(rank), *input_entries(rank), *passes]
+    entries += workspace_entries(rank.config)
     return Ledger(getattr(engine, "INSTANTS", TRAINING), [*entries, *rank.waiting])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING
 
 from vram_plan.estimator.choices import BITSANDBYTES
@@ -14,8 +13,9 @@ if TYPE_CHECKING:
     from vram_plan.profiles.model import ModelSpec
 
 _KEEPS_WO = frozenset({"t5", "mt5", "umt5"})
-_SUBCLASSES = frozenset({"falcon"})
-"""Classes whose blocks have a linear layer of their own, a subclass (``FalconLinear``)."""
+_SUBCLASSES = {"falcon": "", "phimoe": ".router.weight"}
+"""``model_type`` → endings of the layers that are a class of their own, a subclass of
+``torch.nn.Linear`` (``FalconLinear``, ``PhimoeTopKRouter``)."""
 BNB_BLOCK = 64
 """Weights per fp32 scale of NF4 and FP4 (bitsandbytes 0.50.2 ``nn/modules.py`` Params4bit)."""
 NESTED_BLOCK = 256
@@ -56,34 +56,48 @@ def _int8(inputs: int, outputs: int, double: bool) -> int:
     return _rounded(inputs * outputs) + _rounded(4 * outputs)
 
 
-def _gptq(bits: int, inputs: int, outputs: int, double: bool) -> int:
+def _gptq(bits: int, inputs: int, outputs: int, group: int) -> int:
     """``bits`` a weight; an fp16 scale and a zero point of ``bits`` per group; int32 g_idx."""
-    groups = -(-inputs // GPTQ_GROUP)
+    groups = -(-inputs // group) if group > 0 else 1
     scales = _rounded(2 * groups * outputs) + _rounded(groups * outputs * bits // 8)
     return _rounded(inputs * outputs * bits // 8) + scales + _rounded(4 * inputs)
 
 
-def code_bytes(kind: str, numel: int) -> float:
+def code_bytes(kind: str, inputs: int, outputs: int, *, group: int = GPTQ_GROUP) -> float:
     """Bytes that FSDP divides where codes are parameters; scales are not among them.
 
     4-bit codes (8 for ``gptq8``); for GPTQ codes and zero points (``qweight`` and ``qzeros`` of
     ``PATCH_FOR_FSDP_TRITON_V2``, fms-acceleration ``fms_acceleration_peft/autogptq_utils.py``).
     """
     bits = GPTQ_BITS.get(kind, 4)
-    return numel * bits / 8 + (numel / GPTQ_GROUP * bits / 8 if kind in GPTQ_BITS else 0)
+    numel, together = inputs * outputs, group if group > 0 else inputs
+    return numel * bits / 8 + (numel / together * bits / 8 if kind in GPTQ_BITS else 0)
 
 
 _BYTES: dict[str, Callable[[int, int, bool], int]] = {
     "nf4": _four_bit,
     "fp4": _four_bit,
     "int8": _int8,
-    **{kind: partial(_gptq, bits) for kind, bits in GPTQ_BITS.items()},
 }
 
 
-def packed_bytes(kind: str, inputs: int, outputs: int, *, double: bool) -> int:
-    """Bytes of one quantized weight with all its scales."""
+def packed_bytes(
+    kind: str, inputs: int, outputs: int, *, double: bool, group: int = GPTQ_GROUP
+) -> int:
+    """Bytes of one quantized weight with all its scales; ``group`` is GPTQ's, -1: all inputs."""
+    if kind in GPTQ_BITS:
+        return _gptq(GPTQ_BITS[kind], inputs, outputs, group)
     return _BYTES[kind](inputs, outputs, double)
+
+
+def ends_in(spec: ModelSpec, how: Treatment, layer: int) -> bool:
+    """Whether the model's last parameter is this block's: bitsandbytes leaves its module alone.
+
+    So it is where the last norm has no weight and the head is the embedding's (OLMo). transformers
+    5.23.0 ``quantizers/base.py`` ``get_keys_to_not_convert``.
+    """
+    bare = spec.tie_word_embeddings and not spec.norm_affine
+    return bare and how.quantization in BITSANDBYTES and layer == spec.num_hidden_layers - 1
 
 
 def packs(spec: ModelSpec, how: Treatment, layer: int, name: str) -> bool:
@@ -98,6 +112,9 @@ def packs(spec: ModelSpec, how: Treatment, layer: int, name: str) -> bool:
         return False
     if how.quantization not in BITSANDBYTES:
         return layer >= 0
-    if spec.model_type in _SUBCLASSES and not how.packs_subclasses:
+    own = _SUBCLASSES.get(spec.model_type)
+    if own is not None and name.endswith(own) and not how.packs_subclasses:
+        return False
+    if ends_in(spec, how, layer) and name == "mlp.down_proj.weight":
         return False
     return not (spec.model_type in _KEEPS_WO and name.endswith(".wo.weight"))

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import import_module
+from itertools import pairwise
 
 from vram_plan.estimator.blocks.registry import compose
 from vram_plan.estimator.chain import Link, Shape, build_chain
-from vram_plan.estimator.choices import BYTES, COMPILED_KERNELS, MEGATRON_BLOCKS, WHOLE_MODEL
+from vram_plan.estimator.choices import (
+    BITSANDBYTES,
+    BYTES,
+    COMPILED_KERNELS,
+    MEGATRON_BLOCKS,
+    WHOLE_MODEL,
+)
 from vram_plan.estimator.config import TrainConfig
 from vram_plan.estimator.forward import Forward
 from vram_plan.estimator.inventory import Inventory, take_inventory
@@ -62,7 +70,7 @@ def treat(config: TrainConfig) -> Treatment:
         compute_bytes=compute,
         adapter_bytes=compute if _casts_adapters(config) else BYTES[config.adapter_dtype],
         weights_bytes=compute,
-        norm_bytes=4 if config.kbit_preparation else compute,
+        norm_bytes=4 if config.kbit_preparation and not _gathers_low(config) else compute,
         autocast=config.autocast,
         half=config.precision == "fp16",
         quantization=config.quantization,
@@ -76,8 +84,10 @@ def treat(config: TrainConfig) -> Treatment:
         stacked_experts=switches.stacks_experts(config.stack),
         packs_subclasses=switches.packs_subclasses(config.stack),
         four_bit=FourBit(
-            keeps_input=switches.keeps_four_bit_input(config.stack),
+            keeps_input=config.quantization in BITSANDBYTES
+            and switches.keeps_four_bit_input(config.stack),
             origin_bytes=_origin_bytes(config),
+            fuses=switches.fuses_four_bit(config.stack),
         ),
         repeats_heads=switches.repeats_heads(
             config.stack, config.model.model_type, config.attention
@@ -89,9 +99,15 @@ def treat(config: TrainConfig) -> Treatment:
         tensor=config.tp,
         expert=config.ep,
         sequence_parallel=config.sequence_parallel,
+        recomputes_core=_recomputes_core(config),
         fused=_fused(config),
         training=config.training,
     )
+
+
+def _gathers_low(config: TrainConfig) -> bool:
+    """FSDP's mixed precision computes in the gathered weights' dtype, whatever the shards have."""
+    return config.engine in {"fsdp1", "fsdp2"} and config.precision != config.weights_dtype
 
 
 def _origin_bytes(config: TrainConfig) -> int:
@@ -151,7 +167,14 @@ def run_passes(config: TrainConfig, *, keeps_gradients: bool) -> Passes:
 def _checkpoint(config: TrainConfig) -> str:
     if not config.training:
         return "none"
+    if _recomputes_core(config):
+        return "none"  # the block does it itself
     return "page-out" if config.offload == "activations" else config.checkpointing
+
+
+def _recomputes_core(config: TrainConfig) -> bool:
+    """Megatron's selective recomputation is that of core attention alone."""
+    return config.checkpointing == "selective" and config.engine in MEGATRON_BLOCKS
 
 
 @lru_cache(maxsize=1024)
@@ -160,22 +183,36 @@ def _run_passes(model: ModelSpec, how: Treatment, shape: Shape, author: str = ""
     links = build_chain(model, composition, how, shape)
     f = Forward(model, how, batch=shape.batch, seq=shape.seq)
     f.source_seq = shape.source_seq
-    shared = composition.shared(f).values()
     recomputes = shape.checkpoint in RECOMPUTED  # a checkpoint keeps what its layer was given
+    f.input_gradients = recomputes and how.training
+    shared = composition.shared(f).values()
     buffers = [s for s in shared if s.buffer]
-    kept = [s for s in shared if not s.buffer and (s.saved or recomputes)]
-    passing = [s for s in shared if not (s.buffer or s.saved or recomputes)]
+    kept = [s for s in shared if not s.buffer and (s.saved or (recomputes and s.given))]
+    passing = [s for s in shared if not s.buffer and s not in kept]
+    named = sum(_rounded(link.cost.left.nbytes) for link in _named(links))
     return Passes(
         links=links,
         inventory=replace(take_inventory(links), scale=_scale(model)),
         entries=tuple(pass_entries(links)),
         gradients=gradient_bytes(links),
         shared=sum(_rounded(s.numel * s.itemsize) for s in kept),
-        passing=sum(_rounded(s.numel * s.itemsize) for s in passing),
+        passing=sum(_rounded(s.numel * s.itemsize) for s in passing) + named,
         buffers=sum(_rounded(s.numel * s.itemsize) for s in buffers),
         inputs=_rounded(8 * shape.batch * (shape.seq + shape.source_seq)),
         host=sum(link.cost.host * link.count for link in links),
     )
+
+
+def beside_named(passes: Passes) -> int:
+    """``passing`` without what a segment has made: in a timeline that is the segment's storage."""
+    return passes.passing - sum(_rounded(link.cost.left.nbytes) for link in _named(passes.links))
+
+
+def _named(links: tuple[Link, ...]) -> Iterator[Link]:
+    """Links whose output a variable holds where autograd does not."""
+    for link, reader in pairwise(links):
+        if link.segment.named and not (reader.cost.keeps_input or link.cost.passed):
+            yield link
 
 
 @lru_cache(maxsize=64)
@@ -190,7 +227,7 @@ def _scale(model: ModelSpec) -> float:
 def _author(config: TrainConfig) -> str:
     """Whose modules run: transformers' (empty), Megatron-LM's or those of a training loop."""
     if config.engine in MEGATRON_BLOCKS and config.method in WHOLE_MODEL:
-        return "megatron"
+        return "bigscience" if config.engine == "megatron-deepspeed" else "megatron"
     return config.stack.loop if config.stack.loop in _AUTHORS else ""
 
 

@@ -1,28 +1,35 @@
 """What PyTorch's allocator reserves: the plan's own timeline, replayed through its model.
 
 Two steps are replayed from the loading of the weights on: optimizer states are born in the first
-and lie between what the first step left free. Nothing is fitted.
+and lie between what the first step left free. Where lengths differ, more micro-batches are shown
+(`lengths`). Nothing is fitted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import partial
+from statistics import median
 
 from vram_plan.estimator.allocator import AllocatorSettings, Change, Replay, replay
 from vram_plan.estimator.chain import Link
 from vram_plan.estimator.config import TrainConfig
 from vram_plan.estimator.inventory import Weight, take_inventory
+from vram_plan.estimator.lengths import parse_lengths, records
 from vram_plan.estimator.optimizers import optimizer_states
-from vram_plan.estimator.overhead import overhead_bytes, workspace_bytes
+from vram_plan.estimator.overhead import overhead_bytes, unlisted_workspaces, workspace_bytes
 from vram_plan.estimator.quantization import packed_bytes
 from vram_plan.estimator.rank import Passes as RankPasses
-from vram_plan.estimator.rank import run_passes
-from vram_plan.estimator.timeline import Passes, Piece, Timeline, pieces_of
+from vram_plan.estimator.rank import beside_named, run_passes
+from vram_plan.estimator.timeline import Passes, Timeline, pieces_of
+from vram_plan.estimator.varied import AtLength, Lengths
 
 __all__ = ["replay_run", "reserved_bytes", "run_changes"]
 
 STEPS = 2
+SEEDS = (0, 1, 2)
+"""Orders of sequences whose lengths differ."""
 BUCKET_BYTES = 25 * 2**20
 """DDP's ``bucket_cap_mb`` (torch 2.13.0 ``torch/nn/parallel/distributed.py``)."""
 NORM_BYTES = 4
@@ -41,14 +48,20 @@ def reserved_bytes(config: TrainConfig, allocated: int) -> int:
         allocated: the plan's peak. The replay's differs where a size class is scaled to its
             nominal parameters.
     """
-    changes = run_changes(config)
-    found = replay(changes)
+    epoch = parse_lengths(config.lengths)
+    found = [_reserved(config, allocated, seed) for seed in (SEEDS if epoch else SEEDS[:1])]
+    return round(median(found))
+
+
+def _reserved(config: TrainConfig, allocated: int, seed: int) -> int:
+    changes = run_changes(config, seed)
+    limit = None
     if config.gpu is not None:
-        limit = config.gpu.usable_bytes - overhead_bytes(config) + 2 * workspace_bytes(config)
-        if found.reserved_peak_bytes > limit:
-            bound = replay(changes, limit_bytes=limit)
-            found = bound if bound.outcome == "ok" else found
-    seen = found.stats.requested_peak - 2 * workspace_bytes(config)
+        limit = config.gpu.usable_bytes - overhead_bytes(config) + unlisted_workspaces(config)
+    found = replay(changes, limit_bytes=limit)
+    if found.outcome != "ok":
+        found = replay(changes)
+    seen = found.stats.requested_peak - unlisted_workspaces(config)
     return found.reserved_peak_bytes + max(allocated - seen, 0)
 
 
@@ -67,23 +80,25 @@ def replay_run(
     return replay(run_changes(config), settings, limit_bytes)
 
 
-def run_changes(config: TrainConfig) -> list[Change]:
-    """Every change of the loading and of two steps."""
-    return _Run(config).changes()
+def run_changes(config: TrainConfig, seed: int = 0) -> list[Change]:
+    """Every change of the loading and of two steps, or of an epoch's longest micro-batches.
+
+    Args:
+        config: every option, resolved; ``overhead.is_modelled`` holds.
+        seed: of the order of sequences whose lengths differ.
+    """
+    return _Run(config, seed).changes()
 
 
 class _Run:
     """Writes the timeline of one configuration."""
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, config: TrainConfig, seed: int) -> None:
         self.config = config
+        self.seed = seed
         self.timeline = Timeline()
         self.passes = Passes(self.timeline)
         self.first = run_passes(config, keeps_gradients=True)
-        self.pieces = list(pieces_of(self.first.links))
-        self.later: list[Piece] = []
-        if config.grad_accum > 1:
-            self.later = list(pieces_of(run_passes(config, keeps_gradients=False).links))
         self.trainable: list[Weight] = []
         self.workspaces = 0
 
@@ -92,12 +107,39 @@ class _Run:
         self._load()
         if self.config.engine == "ddp":
             self._buckets()
-        for step in range(STEPS):
-            self._micro_batch(self.pieces)
-            if self.later:
-                self._micro_batch(self.later)
+        for step, micro_batches in enumerate(self._steps()):
+            for one in micro_batches:
+                self._micro_batch(one)
             self._update(first=step == 0)
         return self.timeline.changes
+
+    def _steps(self) -> Iterator[list[AtLength]]:
+        """The micro-batches of each optimizer step: two of a step stand for all, if all are alike.
+
+        The first makes the gradients, the later ones add to them.
+        """
+        config, epoch = self.config, parse_lengths(self.config.lengths)
+        accumulates = config.grad_accum > 1
+        if epoch is None:
+            later = run_passes(config, keeps_gradients=False) if accumulates else None
+            whole = [_whole(passes) for passes in (self.first, later) if passes is not None]
+            yield from [whole] * STEPS
+            return
+        lengths = records(
+            epoch,
+            limit=config.seq_len,
+            micro_batch=config.micro_batch,
+            ranks=config.data_parallel,
+            seed=self.seed,
+        )
+        makes, adds = (
+            Lengths(partial(_passes_at, config, keeps), config.seq_len)
+            for keeps in (True, not accumulates)
+        )
+        size = min(config.grad_accum, max(1, len(lengths) // STEPS))
+        for start in range(0, len(lengths), size):
+            head, *tail = lengths[start : start + size]
+            yield [makes.at(head), *(adds.at(length) for length in tail)]
 
     def _load(self) -> None:
         """Weights in the model's order; a quantized one is on the device in 16 bits before."""
@@ -112,7 +154,13 @@ class _Run:
                 weight.numel * 2 if config.quantization in QUANTIZED_ON_LOAD else 0
             )
             rows, columns = weight.shape[0], weight.shape[1]
-            packed = packed_bytes(config.quantization, columns, rows, double=config.double_quant)
+            packed = packed_bytes(
+                config.quantization,
+                columns,
+                rows,
+                double=config.double_quant,
+                group=config.gptq_group_size,
+            )
             codes = min(packed, weight.numel // (1 if config.quantization == "int8" else 2))
             timeline.take(codes)
             if packed > codes:
@@ -125,16 +173,15 @@ class _Run:
             self.timeline.take(min(left, BUCKET_BYTES))
             left -= BUCKET_BYTES
 
-    def _micro_batch(self, pieces: list[Piece]) -> None:
+    def _micro_batch(self, found: AtLength) -> None:
         timeline, passes = self.timeline, self.passes
-        found: RankPasses = self.first
         inputs = [timeline.take(found.inputs // 2) for _ in range(2)]
         kept, passing = timeline.take(found.shared), timeline.take(found.passing)
         self._workspace()
-        passes.forward(pieces)
+        passes.forward(found.pieces)
         timeline.give(passing)
         self._workspace()
-        passes.backward(pieces)
+        passes.backward(found.pieces)
         timeline.give(kept)
         timeline.give_all(inputs)
 
@@ -169,6 +216,19 @@ class _Run:
         if found.paged:
             return 0, found.step, 1
         return found.nbytes, found.step, 2 if "adam" in name else 1
+
+
+def _passes_at(config: TrainConfig, keeps_gradients: bool, length: int) -> RankPasses:
+    return run_passes(replace(config, seq_len=length), keeps_gradients=keeps_gradients)
+
+
+def _whole(passes: RankPasses) -> AtLength:
+    return AtLength(
+        pieces=tuple(pieces_of(passes.links)),
+        inputs=passes.inputs,
+        shared=passes.shared,
+        passing=beside_named(passes),
+    )
 
 
 def _in_order(links: Iterable[Link]) -> Iterator[Weight]:

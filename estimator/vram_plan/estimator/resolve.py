@@ -16,7 +16,10 @@ from vram_plan.estimator.choices import (
     WHOLE_MODEL,
 )
 from vram_plan.estimator.config import DEFAULT_VIRTUAL_TOKENS, TrainConfig, ZeroSizes
+from vram_plan.estimator.lengths import FIXED, parse_lengths
 from vram_plan.estimator.methods.registry import check_method
+from vram_plan.estimator.overhead import REPLAYED
+from vram_plan.estimator.quantization import GPTQ_BITS, GPTQ_GROUP
 from vram_plan.estimator.refusals import refuse
 from vram_plan.profiles import switches
 from vram_plan.profiles.model import ModelSpec
@@ -76,6 +79,7 @@ def resolve(model: ModelSpec, options: Options) -> TrainConfig:
         notes.append(f"--compile: {model.model_type} is counted as written, nothing fused")
     if switches.fuses_adamw(values["stack"]) and values.get("optimizer", "adamw") == "adamw":
         values["optimizer"] = "adamw-fused"
+    _check_group(values)
     _resolve_data(model, values, notes)
     _resolve_hardware(values, notes)
     config = TrainConfig(model=model, assumptions=tuple(notes), **values)
@@ -220,6 +224,24 @@ def _resolve_data(model: ModelSpec, values: dict[str, Any], notes: list[str]) ->
         values["seq_len"] = _default_length(model, notes, taken)
     if model.is_encoder_decoder:
         values.setdefault("source_len", values["seq_len"])
+    if parse_lengths(values.get("lengths", FIXED)) is not None:
+        if model.is_encoder_decoder or values.get("task") == "inference":
+            raise ValueError(
+                "--lengths is for decoders and encoders in training; leave it out and give the "
+                "longest --seq-len"
+            )
+        if values["engine"] not in REPLAYED:
+            notes.append(
+                f"--lengths: changes what is reserved, not replayed for --engine {values['engine']}"
+            )
+
+
+def _check_group(values: dict[str, Any]) -> None:
+    group = values.get("gptq_group_size", GPTQ_GROUP)
+    if group != -1 and group < 1:
+        raise ValueError(f"--gptq-group-size {group}: give the inputs of a group, or -1 for all")
+    if group != GPTQ_GROUP and values.get("quantization", "none") not in GPTQ_BITS:
+        raise ValueError("--gptq-group-size needs --quantization gptq4 or gptq8")
 
 
 def _default_length(model: ModelSpec, notes: list[str], taken: int) -> int:

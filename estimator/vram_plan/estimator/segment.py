@@ -32,6 +32,8 @@ class Segment:
             ``run`` finds among the shared ones; their gradients add up over the readers.
         holds: such tensors that a variable of the library's code keeps alive during its forward
             pass without being read.
+        named: a variable of the model's forward holds its output until the last layer has run
+            (``inputs_embeds``).
     """
 
     name: str
@@ -43,6 +45,7 @@ class Segment:
     repeats: bool = False
     reads: tuple[str, ...] = ()
     holds: tuple[str, ...] = ()
+    named: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,12 +57,15 @@ class Shared:
         itemsize: bytes per element.
         saved: it lives until the backward pass needs it (else until the forward pass ends).
         buffer: it belongs to the model and lives always.
+        given: layers get it as an argument, so that their checkpoints keep it (else it is a local
+            variable of the model's own forward).
     """
 
     numel: int
     itemsize: int
     saved: bool = True
     buffer: bool = False
+    given: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

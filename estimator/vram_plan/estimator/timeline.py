@@ -7,7 +7,7 @@ states and the temporaries of the step come one tensor at a time, as the librari
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from vram_plan.estimator.allocator import Change
 from vram_plan.estimator.chain import Link
@@ -88,7 +88,7 @@ class Passes:
         self._attached: list[int] = []
         self._passing: list[int] = []
 
-    def forward(self, pieces: list[Piece]) -> None:
+    def forward(self, pieces: Sequence[Piece]) -> None:
         """The forward pass: what autocast has cast goes at its end."""
         left: int | None = None
         for piece in pieces:
@@ -97,7 +97,7 @@ class Passes:
         self._attached += self._passing  # the loss
         self._passing.clear()
 
-    def backward(self, pieces: list[Piece]) -> None:
+    def backward(self, pieces: Sequence[Piece]) -> None:
         """The backward pass, the last piece first; weights' gradients are left."""
         back: int | None = None
         for piece in reversed(pieces):

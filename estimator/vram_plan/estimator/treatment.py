@@ -34,6 +34,7 @@ class Treatment:
         repeats_heads: keys and values are written out for every query head before flash attention.
         reentrant: recomputation runs inside the checkpoint's own backward function, which holds
             the block's output and its gradient until it is through.
+        recomputes_core: attention between q, k, v and the context is made again going back.
         keeps_presents: checkpointed blocks hand out keys and values, kept until the loss is there.
         widens_outputs: 16-bit logits are copied to fp32 when the model returns.
         lora_dropout: probability with which inputs of low-rank pairs are dropped.
@@ -71,8 +72,14 @@ class Treatment:
     tensor: int = 1
     expert: int = 1
     sequence_parallel: bool = False
+    recomputes_core: bool = False
     fused: frozenset[str] = frozenset()
     training: bool = True
+
+    @property
+    def stream_bytes(self) -> int:
+        """Bytes per element of what the embedding hands on; masks and tables take its dtype."""
+        return self.held_bytes("embedding")
 
     def held_bytes(self, kind: str) -> int:
         """Bytes per element of an unquantized base weight of this kind."""

@@ -32,7 +32,7 @@ from vram_plan.reports.outcome_folds import held_out_matrix, slack_share, trials
 from vram_plan.reports.validate.judge import Comparison
 from vram_plan.reports.validate.run import Validation, validate
 
-__all__ = ["calibrate", "samples", "write"]
+__all__ = ["Reading", "calibrate", "crossfits", "nearest", "samples", "write"]
 
 DEVICE, RESERVED = "device_used_bytes", "reserved_peak_bytes"
 FULL_READING, FULL_ALLOCATED = 0.90, 0.80
@@ -89,7 +89,7 @@ def _sample(one: Comparison) -> Sample:
         group=one.row.group,
         base=base + (outside_bytes(memory) if device else 0),
         parts=(float(device), float(churn_bytes(memory)), states),
-        measured=one.measured,
+        measured=round(one.measured),
     )
 
 
@@ -113,7 +113,7 @@ def _pruned(found: dict[str, Crossfit]) -> dict[str, Crossfit]:
     """Without the strata that are met better, held out, by the one above them."""
     kept: dict[str, Crossfit] = {}
     for stratum, own in found.items():  # a stratum stands behind the one above it
-        above = kept.get(_nearest(stratum.rpartition("/")[0], kept))
+        above = kept.get(nearest(stratum.rpartition("/")[0], kept))
         if above is not None:
             mine = {id(one.sample) for one in own.judged}
             theirs = [one for one in above.judged if id(one.sample) in mine]
@@ -123,8 +123,8 @@ def _pruned(found: dict[str, Crossfit]) -> dict[str, Crossfit]:
     return kept
 
 
-def _nearest(stratum: str, found: Mapping[str, Crossfit]) -> str:
-    """The stratum itself or the nearest above it that has a fit; empty without one."""
+def nearest(stratum: str, found: Mapping[str, Crossfit]) -> str:
+    """The stratum itself or the closest above it that has a fit; empty without one."""
     while stratum and stratum not in found:
         stratum = stratum.rpartition("/")[0]
     return stratum
@@ -150,7 +150,7 @@ def judged(readings: Iterable[Reading], found: Mapping[str, Crossfit]) -> list[J
     """Every reading as the stratum judged it that a plan would ask."""
     result = []
     for reading in readings:
-        stratum = _nearest(reading.stratum, found)
+        stratum = nearest(reading.stratum, found)
         if stratum:
             result += [one for one in found[stratum].judged if one.sample is reading.sample]
     return result
@@ -182,7 +182,7 @@ def calibrate(validation: Validation) -> Calibration:
     """Fit all strata, with the narrowest intervals that hold nine held-out readings of ten.
 
     Groups are few and differ, so the spread of some says too little of the next: all intervals are
-    widened by the one factor at which the share found is the share promised.
+    widened (or narrowed) by the one factor at which the share found is the share promised.
     """
     readings = samples(validation.comparisons)
     tried = trials(validation.outcomes)
@@ -203,7 +203,10 @@ def calibrate(validation: Validation) -> Calibration:
 
 def main(arguments: list[str]) -> int:
     """Fit, write and report; the argument is another file to write to."""
-    found = calibrate(validate(read_rows()))
+    from vram_plan.reports.source_folds import source_errors
+
+    validation = validate(read_rows())
+    found = calibrate(validation)
     write(found, Path(arguments[0] if arguments else CALIBRATION_FILE))
     for fit in found.device.values():
         print(
@@ -216,6 +219,11 @@ def main(arguments: list[str]) -> int:
         f"{found.rows} readings in groups held out: {found.coverage:.1%} inside their interval, "
         f"median error {found.median_error:.1%}"
     )
+    for one in source_errors(samples(validation.comparisons)):
+        print(
+            f"{one.source:20} n {one.rows:3}  median error {one.seen:6.1%}, without it in the fit "
+            f"{one.unseen:6.1%}{'' if one.holds else '  (more than double, and above 2 %)'}"
+        )
     for outcome, verdicts in found.outcomes.items():
         print(f"{outcome:6} {verdicts}")
     print(f"slack share {found.slack_share:.1%}")

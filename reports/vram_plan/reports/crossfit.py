@@ -20,6 +20,7 @@ __all__ = [
     "coverage",
     "crossfit",
     "median_error",
+    "predict",
     "widening_for",
 ]
 
@@ -54,7 +55,8 @@ class Judged:
     Attributes:
         sample: the reading.
         error: predicted / measured − 1.
-        widening: by what factor an interval made without its group must grow to hold it; 1 inside.
+        widening: by what factor an interval made without its group must grow to hold it just so;
+            below 1 it holds it with room.
     """
 
     sample: Sample
@@ -85,7 +87,7 @@ def coverage(judged: Sequence[Judged], widening: float = 1.0) -> float:
 
 
 def widening_for(judged: Sequence[Judged]) -> float:
-    """The smallest factor by which intervals must grow to hold nine readings of ten."""
+    """The smallest factor at both ends with which intervals hold nine readings of ten."""
     ordered = sorted(one.widening for one in judged)
     return ordered[ceil(SHARE * len(ordered)) - 1]
 
@@ -130,7 +132,7 @@ def _held_out(folds: Sequence[Sequence[Sample]]) -> list[float]:
     for index, fold in enumerate(folds):
         others = [sample for rest in _rest(folds, index) for sample in rest]
         coefficients = _fit(others)
-        ratios += [sample.measured / _predict(sample, coefficients) for sample in fold]
+        ratios += [sample.measured / predict(sample, coefficients) for sample in fold]
     return ratios
 
 
@@ -142,14 +144,14 @@ def _judged(folds: Sequence[Sequence[Sample]]) -> Iterator[Judged]:
         low, high = _interval(seen)
         coefficients = _fit([sample for others in rest for sample in others])
         for sample in fold:
-            ratio = sample.measured / _predict(sample, coefficients)
-            widening = max(low / ratio, ratio / high, 1.0)
+            ratio = sample.measured / predict(sample, coefficients)
+            widening = max(low / ratio, ratio / high)
             yield Judged(sample=sample, error=1 / ratio - 1, widening=widening)
 
 
 def _in_sample(samples: Sequence[Sample]) -> list[float]:
     coefficients = _fit(samples)
-    return [sample.measured / _predict(sample, coefficients) for sample in samples]
+    return [sample.measured / predict(sample, coefficients) for sample in samples]
 
 
 def _interval(ratios: Iterable[float]) -> tuple[float, float]:
@@ -159,7 +161,8 @@ def _interval(ratios: Iterable[float]) -> tuple[float, float]:
     return ordered[max(floor(tail) - 1, 0)], ordered[last - 1]
 
 
-def _predict(sample: Sample, coefficients: Coefficients) -> float:
+def predict(sample: Sample, coefficients: Coefficients) -> float:
+    """What a fit says of a reading."""
     return sample.base + sum(c * p for c, p in zip(coefficients, sample.parts, strict=True))
 
 
@@ -190,7 +193,7 @@ def _reweighted(samples: Sequence[Sample], active: Sequence[int]) -> list[float]
         found = _least_squares(samples, weights, active)
         solved = [found.get(index, 0.0) for index in range(len(solved))]
         errors = [
-            max(abs(_predict(sample, tuple(solved)) / sample.measured - 1), _SMALLEST)
+            max(abs(predict(sample, tuple(solved)) / sample.measured - 1), _SMALLEST)
             for sample in samples
         ]
         weights = [

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from vram_plan.bench.proof.sample import ATTEMPTS, Candidate, Slot, draw
 from vram_plan.bench.translate import trace_config
-from vram_plan.estimator.planner import Plan, plan_config
+from vram_plan.estimator.config import TrainConfig, ZeroSizes
+from vram_plan.estimator.planner import plan_config
 from vram_plan.estimator.resolve import resolve
+from vram_plan.estimator.sharding.zero_parts import REDUCTION
 from vram_plan.profiles.hf_config import from_hf_config
 
-__all__ = ["Result", "run_slot"]
+__all__ = ["Result", "configured", "paired", "result", "run_slot"]
 
 PHASES = {
     "forward": ("forward",),
@@ -21,11 +23,30 @@ PHASES = {
     "backward_last_layer": ("backward",),
     "backward_first_layer": ("backward",),
     "embedding_backward": ("backward",),
+    REDUCTION: ("backward",),
     "gradient_clipping": ("clip",),
     "optimizer_step": ("step",),
 }
 """The plan's instants → the trace's phases."""
-_HELD_BY_MODEL = ("activations", "buffers")
+
+
+class Traced(Protocol):
+    """A trace, whichever way it was made."""
+
+    @property
+    def peak_bytes(self) -> int:
+        """The step's peak."""
+
+    @property
+    def peak_phase(self) -> str:
+        """Its phase."""
+
+    @property
+    def phase_peaks(self) -> dict[str, int]:
+        """Phase → its largest number of live bytes."""
+
+    def components(self, phase: str | None = None) -> dict[str, int]:
+        """Component → bytes at the peak of a phase."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +55,7 @@ class Result:
 
     Attributes:
         number: of the place.
-        family: and ``method``, ``precision``: its cell.
+        family: and ``method``, ``precision``: its cell; ``sharding`` and ``size`` are its setup.
         outcome: ``ok``, ``refused`` (no draw of the cell can be run) or ``error``.
         message: why, where it is not ``ok``.
         refusals: reasons of the draws before the one that ran.
@@ -49,6 +70,8 @@ class Result:
     family: str
     method: str
     precision: str
+    sharding: str
+    size: str
     outcome: str
     message: str = ""
     refusals: list[str] = field(default_factory=list)
@@ -84,62 +107,65 @@ def run_slot(slot: Slot) -> Result:
         candidate = draw(slot, attempt)
         started = time.perf_counter()
         try:
-            found = compare(candidate)
+            config = configured(candidate)
+            trace = _trace(config, candidate.model, slot.size)
         except ValueError as refusal:
             refusals.append(f"{candidate.model['model_type']}: {refusal}")
             continue
-        return _result(
-            slot,
-            "ok",
-            refusals=refusals,
-            model=candidate.model,
-            options=candidate.options,
-            seconds=time.perf_counter() - started,
-            **found,
-        )
-    return _result(slot, "refused", message=refusals[-1], refusals=refusals)
+        seconds = time.perf_counter() - started
+        found = paired(config, trace) | {"seconds": seconds, "refusals": refusals}
+        return result(slot, "ok", model=candidate.model, options=candidate.options, **found)
+    return result(slot, "refused", message=refusals[-1], refusals=refusals)
 
 
-def _result(slot: Slot, outcome: str, **more: Any) -> Result:
+def result(slot: Slot, outcome: str, **more: Any) -> Result:
+    """The result of a place."""
     return Result(
         number=slot.number,
         family=slot.family,
         method=slot.method,
         precision=slot.precision,
+        sharding=slot.sharding,
+        size=slot.size,
         outcome=outcome,
         **more,
     )
 
 
-def compare(candidate: Candidate) -> dict[str, Any]:
-    """Peaks and components of plan and trace.
+def configured(candidate: Candidate) -> TrainConfig:
+    """The plan's configuration.
 
     Raises:
-        ValueError: where the plan, the tracer or PEFT refuses the configuration.
+        ValueError: where the plan refuses it.
     """
-    from vram_plan.bench.trace import trace_step
+    options = dict(candidate.options)
+    if "zero_sizes" in options:
+        options["zero_sizes"] = ZeroSizes(**options["zero_sizes"])
+    return resolve(from_hf_config(candidate.model, name="proof", source="proof"), options)
 
-    spec = from_hf_config(candidate.model, name="proof", source="proof")
-    config = resolve(spec, candidate.options)
-    translated = trace_config(config, candidate.model)
-    planned = plan_config(config)
-    trace = trace_step(translated)
-    memory = planned.memory
-    phases = PHASES[memory.peak_instant]
-    phase = max(phases, key=lambda name: trace.phase_peaks.get(name, 0))
+
+def _trace(config: TrainConfig, model: dict[str, Any], size: str) -> Traced:
+    """The trace; a published model's is extended from shallow ones.
+
+    Raises:
+        ValueError: where the tracer or PEFT refuses the configuration.
+    """
+    from vram_plan.bench.trace import trace_deep, trace_step
+
+    translated = trace_config(config, model)
+    return trace_deep(translated) if size == "full" else trace_step(translated)
+
+
+def paired(config: TrainConfig, trace: Traced) -> dict[str, Any]:
+    """Peaks and components of plan and trace."""
+    memory = plan_config(config).memory
+    phase = max(PHASES[memory.peak_instant], key=lambda name: trace.phase_peaks.get(name, 0))
+    ours, theirs = memory.components, trace.components(phase)
+    both = {name: (ours.get(name, 0), theirs.get(name, 0)) for name in {**ours, **theirs}}
     return {
         "planned": memory.allocated_bytes,
         "traced": trace.peak_bytes,
         "instant": memory.peak_instant,
         "phase": trace.peak_phase,
-        "components": _paired(planned, trace.components(phase)),
-    }
-
-
-def _paired(planned: Plan, traced: dict[str, int]) -> dict[str, tuple[int, int]]:
-    ours = planned.memory.components
-    return {
-        name: (ours.get(name, 0), traced.get(name, 0))
-        for name in {**ours, **traced}
-        if ours.get(name, 0) or traced.get(name, 0)
+        "components": {name: pair for name, pair in both.items() if any(pair)},
     }

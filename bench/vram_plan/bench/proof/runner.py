@@ -15,17 +15,19 @@ from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
 from vram_plan.bench.proof.case import Result
 from vram_plan.bench.proof.sample import Slot
 
 __all__ = ["read_results", "sweep"]
 
-TIMEOUT_SECONDS = 120.0
+TIMEOUT_SECONDS = 600.0
 """For one place, all its draws included."""
-_STARTING_SECONDS = 240.0
-"""For the first place of a worker, which imports the libraries."""
+_STARTING_SECONDS = 300.0
+"""More for the first place of a worker, which imports the libraries."""
+_TOGETHER = 20
+"""DeepSpeed's places in one go."""
+Batch = tuple[Slot, ...]
 
 
 def sweep(
@@ -45,7 +47,7 @@ def sweep(
     """
     wanted = list(slots)
     done = {r.number: r for r in read_results(output, wanted)} if output is not None else {}
-    waiting = [slot for slot in wanted if slot.number not in done]
+    waiting = list(_batches([slot for slot in wanted if slot.number not in done]))
     for result in _work(waiting, min(jobs, max(1, len(waiting)))):
         done[result.number] = result
         if output is not None:
@@ -56,6 +58,21 @@ def sweep(
     return [done[slot.number] for slot in wanted]
 
 
+def _batches(waiting: list[Slot]) -> Iterator[Batch]:
+    """Every place for itself; DeepSpeed's, whose every start imports it, many at a time."""
+    zero: list[Slot] = []
+    for slot in waiting:
+        if slot.sharding != "deepspeed":
+            yield (slot,)
+            continue
+        zero.append(slot)
+        if len(zero) == _TOGETHER:
+            yield tuple(zero)
+            zero = []
+    if zero:
+        yield tuple(zero)
+
+
 def read_results(path: Path, slots: Iterable[Slot]) -> list[Result]:
     """Results of these places that a file holds already.
 
@@ -64,11 +81,12 @@ def read_results(path: Path, slots: Iterable[Slot]) -> list[Result]:
     """
     if not path.exists():
         return []
-    cells = {slot.number: slot.stratum for slot in slots}
+    cells = {slot.number: (slot.stratum, slot.sharding, slot.size) for slot in slots}
     found = []
     for line in path.read_text(encoding="utf-8").splitlines():
         result = Result(**json.loads(line))
-        if cells.get(result.number) != f"{result.family} {result.method} {result.precision}":
+        cell = f"{result.family} {result.method} {result.precision}"
+        if cells.get(result.number) != (cell, result.sharding, result.size):
             raise ValueError(f"{path}: holds another sample; give another --output or --seed")
         found.append(result)
     return found
@@ -83,27 +101,26 @@ class _Worker:
         self.process: BaseProcess = context.Process(target=_serve, args=(theirs,), daemon=True)
         self.process.start()
         theirs.close()
-        self.slot: Slot | None = None
+        self.slots: Batch = ()
         self.deadline = 0.0
         self.fresh = True
 
-    def give(self, slot: Slot) -> None:
-        """Start a place."""
-        limit = _STARTING_SECONDS if self.fresh else TIMEOUT_SECONDS
-        self.slot, self.deadline, self.fresh = slot, time.monotonic() + limit, False
-        self.pipe.send(slot)
+    def give(self, slots: Batch) -> None:
+        """Start one place, or some."""
+        limit = (_STARTING_SECONDS if self.fresh else 0.0) + TIMEOUT_SECONDS * len(slots)
+        self.slots, self.deadline, self.fresh = slots, time.monotonic() + limit, False
+        self.pipe.send(slots)
 
-    def take(self) -> Result | None:
-        """The result, None while there is none; an error where the process is gone or late."""
-        assert self.slot is not None
+    def take(self) -> list[Result] | None:
+        """The results, None while there are none; errors where the process is gone or late."""
         try:
             if self.pipe.poll():
-                answer: Result = self.pipe.recv()
+                answer: list[Result] = self.pipe.recv()
                 return answer
         except (EOFError, OSError):
-            return _failed(self.slot, "the worker ended")
+            return [_failed(slot, "the worker ended") for slot in self.slots]
         if time.monotonic() > self.deadline:
-            return _failed(self.slot, "timeout")
+            return [_failed(slot, "timeout") for slot in self.slots]
         return None
 
     def stop(self) -> None:
@@ -113,7 +130,7 @@ class _Worker:
         self.process.join()
 
 
-def _work(waiting: list[Slot], jobs: int) -> Iterator[Result]:
+def _work(waiting: list[Batch], jobs: int) -> Iterator[Result]:
     """Results as they come."""
     queue = waiting[::-1]
     workers: list[_Worker] = []
@@ -124,11 +141,11 @@ def _work(waiting: list[Slot], jobs: int) -> Iterator[Result]:
                 workers[-1].give(queue.pop())
             wait([worker.pipe for worker in workers], timeout=1.0)
             for worker in list(workers):
-                result = worker.take()
-                if result is None:
+                results = worker.take()
+                if results is None:
                     continue
-                yield result
-                if result.outcome == "error" or not queue:
+                yield from results
+                if any(result.outcome == "error" for result in results) or not queue:
                     worker.stop()
                     workers.remove(worker)
                 else:
@@ -144,6 +161,8 @@ def _failed(slot: Slot, message: str) -> Result:
         family=slot.family,
         method=slot.method,
         precision=slot.precision,
+        sharding=slot.sharding,
+        size=slot.size,
         outcome="error",
         message=message,
     )
@@ -153,17 +172,20 @@ def _serve(pipe: Connection) -> None:
     """The worker: run places until the pipe closes."""
     _be_quiet()
     from vram_plan.bench.proof.case import run_slot
+    from vram_plan.bench.proof.zero import run_zero
 
     while True:
         try:
-            slot: Slot = pipe.recv()
+            slots: Batch = pipe.recv()
         except EOFError:
             return
+        together = slots[0].sharding == "deepspeed"
         try:
-            result: Any = run_slot(slot)
+            results = run_zero(slots) if together else [run_slot(slots[0])]
         except Exception as error:  # a library's failure is a result
-            result = _failed(slot, f"{type(error).__name__}: {str(error)[:500]}")
-        pipe.send(result)
+            message = f"{type(error).__name__}: {str(error)[:500]}"
+            results = [_failed(slot, message) for slot in slots]
+        pipe.send(results)
 
 
 def _be_quiet() -> None:

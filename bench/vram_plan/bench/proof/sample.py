@@ -7,7 +7,8 @@ from functools import cache
 from random import Random
 from typing import Any
 
-from vram_plan.bench.proof.shapes import GROUPS, small_model
+from vram_plan.bench.proof.setups import SETUPS, lengths, model_of, sharding_options
+from vram_plan.bench.proof.shapes import GROUPS
 from vram_plan.estimator import choices
 from vram_plan.estimator.choices import (
     EAGER_ONLY,
@@ -47,7 +48,6 @@ OPTIMIZERS = tuple(name for name in choices.OPTIMIZERS if name != "one-bit-adam"
 """DeepSpeed's own aside."""
 ATTEMPTS = 12
 """Draws for one place of the sample before its cell counts as refused."""
-_LENGTHS = (64, 96, 128, 200, 256)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +60,7 @@ class Slot:
         family: a group of architectures.
         method: what is trained.
         precision: a key of ``PRECISIONS``.
+        sharding: what shares the work, and ``size``: ``small`` or ``full`` (a published model).
     """
 
     seed: int
@@ -67,6 +68,8 @@ class Slot:
     family: str
     method: str
     precision: str
+    sharding: str = "torch"
+    size: str = "small"
 
     @property
     def stratum(self) -> str:
@@ -98,9 +101,13 @@ def slots(seed: int, count: int) -> list[Slot]:
         every = cells()
         random.shuffle(every)
         deck += _level(every)
+    random = Random(f"{seed}/setups")  # a larger sample begins with the smaller one
+    setups: list[tuple[str, str]] = []
+    while len(setups) < count:
+        setups += random.sample(SETUPS, len(SETUPS))
     return [
-        Slot(seed=seed, number=i, family=family, method=method, precision=precision)
-        for i, (family, method, precision) in enumerate(deck[:count])
+        Slot(seed=seed, number=i, family=f, method=m, precision=p, sharding=shared, size=size)
+        for i, ((f, m, p), (shared, size)) in enumerate(zip(deck[:count], setups, strict=False))
     ]
 
 
@@ -121,14 +128,15 @@ def draw(slot: Slot, attempt: int) -> Candidate:
     """The ``attempt``-th configuration for a place."""
     random = Random(f"{slot.seed}/{slot.number}/{slot.stratum}/{attempt}")
     kind = _deck(slot.seed, slot.family)[(slot.number + attempt) % len(GROUPS[slot.family])]
-    model = small_model(kind, random)
+    model = model_of(kind, slot.size, random)
+    fitting = lengths(model, slot.size)
     compute, weights = PRECISIONS[slot.precision]
     options: dict[str, Any] = {
         "method": slot.method,
         "precision": compute,
         "weights_dtype": weights,
         "micro_batch": random.choice((1, 2, 3, 4)),
-        "seq_len": random.choice(_LENGTHS),
+        "seq_len": random.choice(fitting),
         "grad_accum": random.choice((1, 1, 1, 2)),
         "attention": _attention(kind, compute, random),
         "loss": random.choice(("hf", "hf", "fused-ce", "chunked", "liger")),
@@ -136,11 +144,16 @@ def draw(slot: Slot, attempt: int) -> Candidate:
         "checkpointing": _checkpointing(kind, random),
     }
     if slot.family == "seq2seq":
-        options["source_len"] = random.choice(_LENGTHS)
+        options["source_len"] = random.choice(fitting)
+    if slot.sharding == "torch" and options["checkpointing"] == "none" and random.random() < 0.2:
+        options["offload"] = "activations"
     chosen = _of_method(slot.method, random)
     if weights == "bf16" and "adapter_dtype" in chosen:
         # PEFT gives adapters fp32 or, without its autocast, the base's type
         chosen["adapter_dtype"] = random.choice(("fp32", "fp32", "bf16"))
+    chosen |= sharding_options(slot.sharding, slot.number, random)
+    if "zero" in chosen:  # DeepSpeed casts everything to one type
+        options["weights_dtype"] = chosen["adapter_dtype"] = compute
     return Candidate(model=model, options=options | chosen)
 
 
@@ -163,7 +176,8 @@ def _attention(kind: str, compute: str, random: Random) -> str:
 
 
 def _checkpointing(kind: str, random: Random) -> str:
-    return "none" if kind in WITHOUT_CHECKPOINTING else random.choice(("none", "full"))
+    kinds = ("none", "none", "none", "full", "full", "full", "selective", "offload")
+    return "none" if kind in WITHOUT_CHECKPOINTING else random.choice(kinds)
 
 
 def _of_method(method: str, random: Random) -> dict[str, Any]:

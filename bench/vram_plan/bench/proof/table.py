@@ -36,11 +36,12 @@ _AXES: dict[str, Callable[[Result], str]] = {
     "precision": lambda r: r.precision,
     "quantization": lambda r: r.options.get("quantization", "none"),
     "checkpointing": lambda r: r.options["checkpointing"],
+    "offload": lambda r: r.options.get("offload", "none"),
     "attention": lambda r: r.options["attention"],
     "loss": lambda r: r.options["loss"],
     "optimizer": lambda r: r.options["optimizer"],
-    "sharding": lambda r: r.options.get("engine", "torch"),
-    "size": lambda r: r.options.get("size", "small"),
+    "sharding": lambda r: f"{r.sharding} {r.options.get('zero', '')}".strip(),
+    "size": lambda r: r.size,
 }
 
 

@@ -41,7 +41,7 @@ class Selective:
     """The policy: results of matrix products and attention are kept, all else is made again.
 
     Products of adapters are cheap, so they are made again too: while a module that PEFT added
-    runs, nothing is kept.
+    runs, and none of the model's own inside it, nothing is kept.
     """
 
     def __init__(self) -> None:
@@ -49,26 +49,25 @@ class Selective:
 
         assert bnb.functional is not None  # its import defines the operators
         self.kept = {*_KEPT, torch.ops.bitsandbytes.gemm_4bit.default}
-        self.added = 0
+        self.running: list[bool] = []
 
     def __call__(self, context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
         """What becomes of an operator's result."""
-        if op in self.kept and not self.added:
+        if op in self.kept and (not self.running or self.running[-1]):
             return CheckpointPolicy.MUST_SAVE
         return CheckpointPolicy.PREFER_RECOMPUTE
 
     def watch_added(self, model: torch.nn.Module, own: set[int]) -> None:
-        """Modules besides a model's own that wrap none of them belong to adapters."""
+        """Modules besides a model's own belong to adapters."""
         for module in model.modules():
-            if not any(id(part) in own for part in module.modules()):
-                module.register_forward_pre_hook(self._enter)
-                module.register_forward_hook(self._leave, always_call=True)
+            module.register_forward_pre_hook(partial(self._enter, id(module) in own))
+            module.register_forward_hook(self._leave, always_call=True)
 
-    def _enter(self, *_: Any) -> None:
-        self.added += 1
+    def _enter(self, own: bool, *_: Any) -> None:
+        self.running.append(own)
 
     def _leave(self, *_: Any) -> None:
-        self.added -= 1
+        self.running.pop()
 
 
 def enable_checkpointing(model: Any, config: TraceConfig) -> Selective | None:

@@ -12,6 +12,7 @@ from unittest import mock
 import torch
 
 from vram_plan.bench.trace import attention, autocast, quantized
+from vram_plan.bench.trace.cudnn_rnn import cudnn_lstm
 from vram_plan.bench.trace.flash_package import flash_attn_package
 from vram_plan.bench.trace.rules import DeviceRules
 from vram_plan.bench.trace.scratch import cuda_scratch, grouped_mm
@@ -87,7 +88,13 @@ class CudaRules(DeviceRules):
                 for name, kernel in _KERNELS.items():
                     library.impl(name, kernel, "AutogradCPU", allow_override=True)
                 autocast.register(library)
-            with _foreach_is_default(), flash_attn_package(), quantized.cuda_layers():
+            with (
+                _foreach_is_default(),
+                _autocast_is_asked_of_cpu(),
+                flash_attn_package(),
+                cudnn_lstm(),
+                quantized.cuda_layers(),
+            ):
                 yield
         finally:
             library._destroy()
@@ -99,20 +106,6 @@ class CudaRules(DeviceRules):
             torch.ops.aten._grouped_mm.default: grouped_mm,
             **quantized.composites(),
         }
-
-    @contextmanager
-    def autocast(self, dtype: torch.dtype) -> Iterator[None]:
-        """Autocast; asked without a device, torch tells of CUDA's (PEFT asks so)."""
-        enabled = torch.is_autocast_enabled
-
-        def is_enabled(*device: str) -> bool:
-            return enabled(*(device or ("cpu",)))
-
-        with (
-            torch.autocast("cpu", dtype),
-            mock.patch.object(torch, "is_autocast_enabled", is_enabled),
-        ):
-            yield
 
     def scratch(self, func: Any, args: Any, kwargs: Any, result: Any) -> list[int]:
         """Bytes of the blocks a kernel takes and gives back within one call."""
@@ -126,6 +119,21 @@ class CudaRules(DeviceRules):
         if func in _LAYER_NORMS and tensor.dim() and tensor.shape[-1] == 1:
             return 4 * tensor.numel()
         return None
+
+
+@contextmanager
+def _autocast_is_asked_of_cpu() -> Iterator[None]:
+    """Asked without a device, torch tells of CUDA's autocast (PEFT's k-bit layers ask so).
+
+    Recomputation asks too: checkpoints turn autocast on again while backward runs.
+    """
+    enabled = torch.is_autocast_enabled
+
+    def is_enabled(*device: str) -> bool:
+        return enabled(*(device or ("cpu",)))
+
+    with mock.patch.object(torch, "is_autocast_enabled", is_enabled):
+        yield
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from vram_plan.bench.trace.modules import ModulePaths, shorten
 from vram_plan.bench.trace.optimizers import load_libraries
 from vram_plan.bench.trace.quantized import dora_on_quantized, quantization_state
 from vram_plan.bench.trace.recorder import Recorder
+from vram_plan.bench.trace.roles import Roles
 from vram_plan.bench.trace.routing import balanced_routing
 from vram_plan.bench.trace.rules import CpuRules, DeviceRules, fake_tensors_count
 from vram_plan.bench.trace.sharding import Sharding, sharding_for
@@ -24,9 +25,6 @@ from vram_plan.bench.trace.storages import StorageLog
 from vram_plan.bench.trace.timeline import Block, Trace
 
 __all__ = ["trace_fake"]
-
-
-_FLOATS = ("fp32", "bf16", "fp16")
 
 
 class _Watch:
@@ -91,6 +89,7 @@ def trace_fake(config: TraceConfig) -> Trace:
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         materialize(model, lambda shape, dtype: torch.empty(shape, dtype=dtype, device="cpu"))
         paths = stack.enter_context(ModulePaths(model))
+        log.role_of = Roles(paths)
         watch = _Watch(log, paths)
         paths.on_exit = _loss_begins(last_before_loss(model, config.loss), watch)
         stack.enter_context(sharding.installed(log, paths))
@@ -98,11 +97,12 @@ def trace_fake(config: TraceConfig) -> Trace:
             stack.enter_context(host_copies(log))
         recorder = Recorder(log, paths, rules, sharding.subclasses)
         recorder.composites.update(sharding.composites())
-        recorder.composites |= balanced_routing(unwrapped(model).config)
         called = _wrap(model, sharding, watch, recorder)
+        # Only now: meshes of ranks are searched with the operators that experts are.
+        recorder.composites |= balanced_routing(unwrapped(model).config)
         stack.enter_context(recorder)
         batch = make_batch(config)
-        watch.name(list(batch.values()), "buffers")
+        watch.name(list(batch.values()), "activations")
         step = watch.step = TrainingStep(config, model, watch, rules.autocast)
         step.model = called
         sharding.settle(step.optimizer)
@@ -110,7 +110,7 @@ def trace_fake(config: TraceConfig) -> Trace:
         for _ in range(sharding.first_steps):
             _run_one(step, batch, log, paths)
         start, alive = _run_steps(step, batch, log, paths, settled=sharding.first_steps > 0)
-    _classify(log, model)
+    log.name_the_rest()
     return Trace(
         start_bytes=start,
         start_blocks=alive,
@@ -181,21 +181,3 @@ def _loss_begins(head: Any, watch: _Watch) -> Any:
             watch.paths.root = "loss"
 
     return leave
-
-
-def _classify(log: StorageLog, model: Any) -> None:
-    """Name the components that were not named when their blocks were made."""
-    vocabulary = model.config.get_text_config().vocab_size
-    events = (*log.history, *log.events)
-    for block in (*log.blocks.values(), *(event.block for event in events)):
-        if block.component:
-            continue
-        in_model = block.phase in ("forward", "loss", "backward")
-        if block.op == "resize":
-            block.component = "temporaries"  # gathered weights
-        elif in_model and block.shape[-1:] == (vocabulary,) and block.dtype in _FLOATS:
-            block.component = "logits"
-        elif block.phase in ("forward", "loss") or block.recomputed:
-            block.component = "activations"
-        else:
-            block.component = "temporaries"

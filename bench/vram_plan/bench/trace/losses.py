@@ -16,6 +16,8 @@ import torch
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from vram_plan.bench.trace.roles import made_for
+
 __all__ = ["install_loss", "last_before_loss", "unwrapped"]
 
 _CHUNK_TOKENS = 256
@@ -104,8 +106,9 @@ class _FusedLinearCrossEntropy(torch.autograd.Function):
         tokens, width = hidden.shape
         rows = _liger_chunk(tokens, weight.shape[0], width)
         grad_input = torch.zeros_like(hidden)
-        grad_weight = torch.zeros_like(weight) if weight.requires_grad else None
-        grad_bias = torch.zeros_like(bias) if bias is not None else None
+        with made_for("gradients"):
+            grad_weight = torch.zeros_like(weight) if weight.requires_grad else None
+            grad_bias = torch.zeros_like(bias) if bias is not None else None
         losses = torch.zeros(tokens, dtype=torch.float32, device=hidden.device)
         mask = target != -100
         mask.sum()

@@ -34,6 +34,8 @@ class ModulePaths:
         self.root = "model"
         self.engine: str | None = None
         self.mover: str | None = None
+        self._running = ""
+        self._head = self._head_of(model)
 
     def __enter__(self) -> "ModulePaths":
         self._handles = [
@@ -66,10 +68,20 @@ class ModulePaths:
         node = torch._C._current_autograd_node()
         if node is None:
             return "", False
+        self._take_numbers()
         variable = getattr(node, "variable", None)
         if variable is not None:
+            self._running = ""
             return self._parameters.get(id(variable), ""), True
-        return self._by_number.get(node._sequence_nr(), ""), True
+        self._running = self._by_number.get(node._sequence_nr(), "")
+        return self._running, True
+
+    def goes_forward(self) -> bool:
+        """Whether a module runs, or what a checkpoint repeats between its modules.
+
+        Backward nodes run with gradients off.
+        """
+        return bool(self.stack) or torch.is_grad_enabled()
 
     @contextmanager
     def moving(self, path: str) -> Iterator[None]:
@@ -93,17 +105,32 @@ class ModulePaths:
         self._parameters[id(parameter)] = name
 
     def _take_numbers(self) -> None:
-        """Numbers given since the last look are the running module's; outside all, nobody's."""
+        """Numbers given since the last look are the running module's; outside all, nobody's.
+
+        Where a backward node repeats a function, such as one chunk of a loss, they are the node's.
+        """
         now = torch._C._autograd._get_sequence_nr()
-        if self._next < now and (self.stack or self.engine):
-            path = self.engine or self.stack[-1] or self.root
+        inside = self.stack or self.engine
+        path = self.engine or self.stack[-1] or self.root if inside else self._running
+        if self._next < now and path:
             self._by_number.update(dict.fromkeys(range(self._next, now), path))
         self._next = now
+        self._running = "" if inside else self._running
 
     def forget_numbers(self) -> None:
         """Start a new step."""
         self._by_number.clear()
         self.stack.clear()
+        self._running = ""
+
+    def is_head(self, path: str) -> bool:
+        """Whether a path is that of the loss or of the projection to the vocabulary."""
+        return path == "loss" or path == self._head or path.startswith(f"{self._head}.")
+
+    def _head_of(self, model: torch.nn.Module) -> str:
+        find = getattr(model, "get_output_embeddings", None)
+        head = find() if find is not None else None
+        return self._names.get(id(head), "loss") if head is not None else "loss"
 
 
 def shorten(name: str) -> str:

@@ -7,6 +7,7 @@ backends/default/ops.py), so that it is recorded like everything else.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 from unittest import mock
 
@@ -14,6 +15,7 @@ import torch
 from torch.nn import functional
 
 from vram_plan.bench.trace.config import TraceConfig
+from vram_plan.bench.trace.roles import made_for
 
 __all__ = [
     "composites",
@@ -27,8 +29,8 @@ __all__ = [
 
 _BLOCK = 64
 _NESTED_BLOCK = 256
-#: Above so many rows the 4-bit weight is dequantized as a whole; below, a fused kernel may run.
-_FUSED_ROWS = 512
+#: Multiprocessors and compute capability by which the kernel of a 4-bit product is chosen.
+_A100 = (108, 8, 0)
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 #: 1 / 127, as bitsandbytes' backends/default and PEFT's integrations.py write it.
 _INT8_STEP = 7.874015718698502e-3
@@ -135,11 +137,30 @@ def quantization_state(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tens
             yield f"{name}.SCB", scales
 
 
+@cache
+def _dispatch() -> Any:
+    """The operators for CUDA, which a CPU build of torch does not import by itself."""
+    with mock.patch.object(torch._C, "_cuda_getCurrentRawStream", None, create=True):
+        from bitsandbytes.backends.cuda import ops
+    return ops
+
+
+def _is_fused(a: torch.Tensor, shape: Sequence[int]) -> bool:
+    """Whether the CUDA backend takes its fused kernel on an A100 (the kernel of ``gemm_4bit``)."""
+    ops, inputs = _dispatch(), a.shape[-1]
+    rows = a.numel() // inputs
+    if rows > ops._gemm_4bit_custom_max_m or inputs % _BLOCK:
+        return False
+    with mock.patch.object(ops, "_gpu_dispatch_props", return_value=_A100):
+        chosen = ops._gemm_4bit_use_custom_cuda.__wrapped__(0, a.dtype, rows, shape[0], inputs)
+    return bool(chosen)
+
+
 def _gemm_4bit_cuda(
     a: torch.Tensor, b: torch.Tensor, shape: Sequence[int], *rest: Any, **named: Any
 ) -> torch.Tensor:
     """A fused kernel for few rows, else the same as everywhere."""
-    if a.numel() // a.shape[-1] <= _FUSED_ROWS and a.dtype is not torch.float32:
+    if _is_fused(a, shape):
         return torch.empty((*a.shape[:-1], shape[0]), dtype=a.dtype, device=a.device)
     return _gemm_4bit(a, b, shape, *rest, **named)
 
@@ -149,13 +170,14 @@ def _gemm_4bit(
 ) -> torch.Tensor:
     """Dequantize the weight as a whole, then ``linear`` (``_dequant_linear_fallback``)."""
     nested = named.get("absmax_8bit")
-    if nested is not None:
-        scales = torch.empty_like(nested, dtype=torch.float32)
-        absmax = scales + named["absmax_offset"]
-        del scales
-    else:
-        absmax = rest[0]
-    weight = torch.empty(tuple(shape), dtype=a.dtype, device=absmax.device)
+    with made_for("temporaries"):
+        if nested is not None:
+            # ``_dequant_linear_fallback`` holds the scales without their offset to its end
+            scales = torch.empty_like(nested, dtype=torch.float32)
+            absmax = scales + named["absmax_offset"]
+        else:
+            absmax = rest[0]
+        weight = torch.empty(tuple(shape), dtype=a.dtype, device=absmax.device)
     return functional.linear(a, weight, named.get("bias"))
 
 
@@ -238,11 +260,25 @@ def _dequantized(module: Any) -> Any:
 
     weight = module.weight
     if getattr(weight, "quant_state", None) is not None:
-        return bnb.functional.dequantize_4bit(weight.data, weight.quant_state)
+        with made_for("temporaries"):
+            return bnb.functional.dequantize_4bit(weight.data, weight.quant_state)
+    if type(weight).__name__ == "Int8Params" and weight.device.type == "meta":
+        return weight.to(torch.float32)  # not quantized yet; PEFT wants to know shape and type
     if weight.dtype is torch.int8:
         scales = weight.SCB if getattr(weight, "SCB", None) is not None else module.state.SCB
-        return weight.data * scales.view(-1, 1) * _INT8_STEP
+        with made_for("temporaries"):
+            return weight.data * scales.view(-1, 1) * _INT8_STEP
     return weight
+
+
+def _for_norm(function: Any) -> Any:
+    """What DoRA makes for the norm of a changed weight is as passing as a weight written out."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with made_for("temporaries"):
+            return function(*args, **kwargs)
+
+    return call
 
 
 @contextmanager
@@ -250,8 +286,11 @@ def dora_on_quantized() -> Iterator[None]:
     """DoRA looks into quantized weights, while PEFT wraps them and in every forward."""
     from peft.tuners.lora import dora
 
+    kind = dora.DoraLinearLayer
     with (
         mock.patch.object(dora, "dequantize_module_weight", _dequantized),
         mock.patch.object(dora, "deepcopy", lambda module: module),
+        mock.patch.object(kind, "get_lora_weight", _for_norm(kind.get_lora_weight)),
+        mock.patch.object(kind, "get_weight_norm", _for_norm(kind.get_weight_norm)),
     ):
         yield

@@ -16,7 +16,7 @@ from vram_plan.bench.trace.sharding import sharding_for
 from vram_plan.bench.trace.step import TrainingStep, make_batch
 from vram_plan.bench.trace.timeline import Block, Event, Trace, round_up
 
-__all__ = ["aside", "trace_cpu"]
+__all__ = ["CpuWatch", "aside", "steps_of", "trace_cpu"]
 
 _PHASE = "vram_plan.phase:"
 _NOTHING = Block(number=-1, bytes=0, shape=(), dtype="", op="(phase)", module="", phase="")
@@ -36,7 +36,7 @@ def aside() -> Iterator[None]:
             pass
 
 
-class _Watch:
+class CpuWatch:
     """Leaves a note among the profiler's events."""
 
     def __init__(self) -> None:
@@ -67,7 +67,7 @@ def _run(config: TraceConfig) -> Trace:
     parameters = count_parameters(model)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     model = sharding.distribute(model)
-    watch = _Watch()
+    watch = CpuWatch()
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True) as profiler:
         materialize(model, lambda shape, dtype: torch.full(shape, 0.01).to(dtype))
@@ -82,15 +82,26 @@ def _run(config: TraceConfig) -> Trace:
                 watch.enter("start")
                 step.run(batch)
         hook.remove()
-    return _account(
-        _in_order(profiler.profiler.kineto_results.experimental_event_tree()),
+    return steps_of(
+        profiler,
         seconds=time.perf_counter() - started,
         parameters=parameters,
         trainable_parameters=trainable,
     )
 
 
-def _loss_hook(head: Any, watch: _Watch) -> Any:
+def steps_of(profiler: Any, **totals: Any) -> Trace:
+    """What the last step that was watched allocated, as a profiler with memory has recorded it.
+
+    Args:
+        profiler: one that has ended.
+        **totals: further fields of the trace.
+    """
+    tree = profiler.profiler.kineto_results.experimental_event_tree()
+    return _account(_in_order(tree), **totals)
+
+
+def _loss_hook(head: Any, watch: CpuWatch) -> Any:
     def leave(*args: Any) -> None:
         if torch.is_grad_enabled():
             watch.mark("forward_end")

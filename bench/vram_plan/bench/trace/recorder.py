@@ -26,6 +26,8 @@ _IN_PLACE = {
     _ATEN.scatter.value: _ATEN.scatter_.value,
     _ATEN.scatter_add.default: _ATEN.scatter_add_.default,
 }
+#: What a copy of a weight is taken for at first.
+_FORWARD = ("activations", "logits")
 #: The function from which autograd's engine runs (torch/autograd/graph.py).
 _ENGINE = "_engine_run_backward"
 #: The functions that call the math kernel: transformers' and ours.
@@ -88,17 +90,20 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
         return result
 
     def _copies_weight(self, weight: torch.Tensor, copy: torch.Tensor) -> None:
-        """A weight in another type, such as autocast's, is no activation."""
+        """A weight in another type, such as autocast's, is no activation; nor is its copy."""
         source, made = self.log.block_of(weight), self.log.block_of(copy)
-        if source is not None and source.component == "weights" and made is not None:
-            made.component = made.component or "temporaries"
+        if source is None or made is None or made is source or made.role not in _FORWARD:
+            return
+        if (source.component or source.role) in ("weights", "temporaries"):
+            made.role = "temporaries"
 
     def _note(self, func: Any, args: Any, result: Any, path: str, in_node: bool) -> None:
         log = self.log
         name = func.__name__.removesuffix(".default")
         counter = func in _LIFT and log.phase == "step" and self.rules.has_host
+        zero = func is torch.ops.aten.zeros.default and log.phase == "step" and self.rules.has_host
         for tensor in tensors_in(result):
-            if counter:
+            if counter or (zero and not tensor.dim()):
                 log.on_host(tensor)  # torch.tensor(…) in an optimizer: a step counter
                 continue
             block = log.see(tensor, name, path, self.rules.size_bytes(func, tensor))
@@ -106,7 +111,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
                 block.in_backward = in_node
                 if self.paths.engine:
                     block.component = "buffers"
-                block.recomputed = log.phase == "backward" and bool(self.paths.stack)
+                block.recomputed = log.phase == "backward" and self.paths.goes_forward()
         if func is _CAST:
             self._copies_weight(args[0], result)
 

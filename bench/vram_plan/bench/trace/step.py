@@ -1,6 +1,6 @@
 """The training step, defined once for every device: loss, backward, clip, step, zero_grad."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, Protocol
@@ -17,6 +17,7 @@ __all__ = ["Observer", "TrainingStep", "make_batch"]
 
 _PAGED = ("state1", "state2")
 _PAGED_ELEMENTS = 100_000
+Batch = dict[str, torch.Tensor]
 Autocast = Callable[[torch.dtype], AbstractContextManager[Any]]
 
 
@@ -67,11 +68,12 @@ class TrainingStep:
                 optimizer.state.pop(parameter, None)
         return len(dropped)
 
-    def run(self, batch: dict[str, torch.Tensor]) -> None:
-        """One optimizer step of ``grad_accum`` micro-batches."""
+    def run(self, batch: Batch | Sequence[Batch]) -> None:
+        """One optimizer step of ``grad_accum`` micro-batches; one alone is taken each time."""
         watch = self.observer
-        for _ in range(self.config.grad_accum):
-            loss = self.forward(batch)
+        batches = [batch] * self.config.grad_accum if isinstance(batch, dict) else batch
+        for one in batches:
+            loss = self.forward(one)
             watch.enter("backward")
             loss.backward()  # type: ignore[no-untyped-call]
             del loss

@@ -1,7 +1,7 @@
 """Follow every storage: who made it, how large it is, when it dies."""
 
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -54,6 +54,7 @@ class StorageLog:
         self.on_host_now = False
         self.keeps_history = False
         self.history: list[Event] = []
+        self.role_of: Callable[[Block], str] = lambda block: ""
 
     def enter(self, phase: str) -> None:
         """Begin a phase, with an event of its own that changes nothing."""
@@ -111,7 +112,7 @@ class StorageLog:
     ) -> Block:
         """A block that is not a tensor's, such as a kernel's scratch memory."""
         self._count += 1
-        return Block(
+        block = Block(
             number=self._count - 1,
             bytes=size,
             shape=shape,
@@ -120,6 +121,8 @@ class StorageLog:
             module=module,
             phase=self.phase,
         )
+        block.role = self.role_of(block)
+        return block
 
     def scratch(self, sizes: Iterable[int], op: str, module: str) -> None:
         """Count memory that a kernel takes and gives back within one call."""
@@ -171,6 +174,12 @@ class StorageLog:
         new = self.new_block(round_up(bytes_now), shape, tensor.dtype, op, module)
         self.blocks[key] = new
         self._change(new, new.bytes)
+
+    def name_the_rest(self) -> None:
+        """Blocks that nobody has named are what their making told."""
+        events = (*self.history, *self.events)
+        for block in (*self.blocks.values(), *(event.block for event in events)):
+            block.component = block.component or block.role
 
     def _died(self, key: int) -> None:
         block = self.blocks.pop(key, None)

@@ -11,7 +11,7 @@ from vram_plan.bench.trace.optimizers import load_libraries
 from vram_plan.bench.trace.quantized import dora_on_quantized
 from vram_plan.bench.trace.step import TrainingStep
 
-__all__ = ["TimedRun"]
+__all__ = ["TimedRun", "calm_norms", "random_tokens", "random_values"]
 
 #: transformers' usual ``initializer_range``.
 _DEVIATION = 0.02
@@ -43,10 +43,10 @@ class TimedRun:
             model = build_model(config)
             load_libraries()
             self.parameters = count_parameters(model)
-            materialize(model, partial(_weights, device=self.device))
-            _calm_norms(model)
+            materialize(model, partial(random_values, device=self.device))
+            calm_norms(model)
             self.step = TrainingStep(config, model, _Silent(), partial(torch.autocast, device))
-            self.batch = _tokens(config, model.config.get_text_config().vocab_size)
+            self.batch = random_tokens(config, model.config.get_text_config().vocab_size)
         self.trainable_parameters = sum(p.numel() for p in self.step.trainable)
 
     def seconds(self) -> float:
@@ -67,21 +67,24 @@ class TimedRun:
             torch.cuda.synchronize(self.device)
 
 
-def _weights(shape: tuple[int, ...], dtype: torch.dtype, *, device: torch.device) -> torch.Tensor:
+def random_values(
+    shape: tuple[int, ...], dtype: torch.dtype, *, device: torch.device
+) -> torch.Tensor:
+    """A weight as transformers initializes it; codes of a quantized one."""
     made = torch.empty(shape, dtype=dtype, device=device)
     if dtype.is_floating_point:
         return made.normal_(0.0, _DEVIATION)
     return made.random_(0, _CODES if dtype is torch.uint8 else 127)
 
 
-def _calm_norms(model: torch.nn.Module) -> None:
+def calm_norms(model: torch.nn.Module) -> None:
     """Norms scale by one, so that losses are those of an untrained model."""
     for name, parameter in model.named_parameters():
         if parameter.dim() == 1 and "norm" in name.lower() and name.endswith("weight"):
             parameter.data.fill_(1.0)
 
 
-def _tokens(config: TraceConfig, vocabulary: int) -> dict[str, torch.Tensor]:
+def random_tokens(config: TraceConfig, vocabulary: int) -> dict[str, torch.Tensor]:
     """Random ids of fixed length, themselves the labels."""
     ids = torch.randint(0, vocabulary, (config.batch, config.seq))
     labels = ids

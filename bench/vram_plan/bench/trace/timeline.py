@@ -31,6 +31,7 @@ class Block:
         component: the plan's word for it; known at the end.
         recomputed: made by a recomputation during backward.
         in_backward: made by a backward node.
+        role: the component that its making tells, where nobody who holds it says another.
     """
 
     number: int
@@ -43,6 +44,7 @@ class Block:
     component: str = ""
     recomputed: bool = False
     in_backward: bool = False
+    role: str = ""
 
 
 @dataclass(frozen=True, slots=True)

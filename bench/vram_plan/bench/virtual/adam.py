@@ -50,12 +50,14 @@ def _fused_adam() -> Any:
 
         def step(self, closure: Any = None) -> None:
             for group in self.param_groups:
-                _update((p for p in group["params"] if p.grad is not None), self.state)
+                group["step"] = group.get("step", 0) + 1  # where FusedAdam counts, too
+                having = (p for p in group["params"] if p.grad is not None)
+                _update(having, self.state, group["step"])
 
     return Adam
 
 
-def _update(parameters: Iterable[Any], state: Any) -> None:
+def _update(parameters: Iterable[Any], state: Any, step: int) -> None:
     for parameter in parameters:
         own = state[parameter]
         if not own:
@@ -67,7 +69,7 @@ def _update(parameters: Iterable[Any], state: Any) -> None:
             [own["exp_avg"]],
             [own["exp_avg_sq"]],
             [],
-            [torch.zeros(())],
+            [torch.full((), float(step))],
             lr=_LR,
             beta1=_BETAS[0],
             beta2=_BETAS[1],

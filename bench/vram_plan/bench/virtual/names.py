@@ -25,8 +25,6 @@ _GRADIENTS = (
 )
 _HOST_BUFFERS = ("param_buffer_of_bit16_for_cpu_offload_groups", "temp_grad_buffer_for_cpu_offload")
 _HOST_WEIGHTS = "param_groups_fp16_flat_cpu_memory"
-_FLOATS = ("fp32", "bf16", "fp16")
-_PASSES = ("forward", "loss", "backward")
 
 
 class Names:
@@ -134,24 +132,11 @@ class Names:
 
     def rest(self) -> None:
         """Name what nobody holds by name: activations, logits, temporaries, buffers."""
-        vocabulary = self.model.config.get_text_config().vocab_size
         events = (*self.log.history, *self.log.events)
         for block in (*self.log.blocks.values(), *(event.block for event in events)):
-            if block.component:
-                continue
             if block.phase == "build":
-                block.component = "buffers"
-            elif _is_logits(block, vocabulary):
-                block.component = "logits"
-            elif block.phase in {"forward", "loss"} or block.recomputed:
-                block.component = "activations"
-            else:
-                block.component = "temporaries"
-
-
-def _is_logits(block: Any, vocabulary: int) -> bool:
-    wide = block.shape[-1:] == (vocabulary,) and block.dtype in _FLOATS
-    return wide and block.phase in _PASSES
+                block.component = block.component or "buffers"
+        self.log.name_the_rest()
 
 
 def _held(owner: Any, names: tuple[str, ...]) -> Iterator[torch.Tensor]:

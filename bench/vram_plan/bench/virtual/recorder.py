@@ -51,5 +51,6 @@ class PlainRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torc
             block = self.log.see(tensor, name, path)
             if block is not None:
                 block.in_backward = in_node
-                block.recomputed = self.log.phase == "backward" and bool(self.paths.stack)
+                back = self.log.phase == "backward"
+                block.recomputed = back and self.paths.goes_forward()
         return result

@@ -19,6 +19,7 @@ from vram_plan.bench.trace.optimizers import load_libraries
 from vram_plan.bench.trace.quantized import dora_on_quantized, quantization_state
 from vram_plan.bench.trace.quiet import without_library_noise
 from vram_plan.bench.trace.recorder import Recorder
+from vram_plan.bench.trace.roles import Roles
 from vram_plan.bench.trace.rules import fake_tensors_count
 from vram_plan.bench.trace.step import make_batch
 from vram_plan.bench.trace.storages import StorageLog
@@ -32,7 +33,7 @@ from vram_plan.bench.virtual.pretend import pretend, stay_put
 from vram_plan.bench.virtual.recorder import DeviceLog, PlainRecorder
 from vram_plan.bench.virtual.result import RankTrace
 
-__all__ = ["import_libraries", "run_rank"]
+__all__ = ["import_libraries", "run_rank", "zero_model"]
 
 _LIBRARIES = ("torch", "transformers", "peft", "deepspeed")
 
@@ -69,7 +70,7 @@ def _traced(case: ZeroCase, stack: ExitStack) -> RankTrace:
         stack.enter_context(fake_tensors_count())
     if rules is not None:
         stack.enter_context(rules.installed())
-    model = _model(case)
+    model = zero_model(case)
     counts = count_parameters(model), sum(_trainable(model))
     rank = _join(case, model)
     _fill(model, stack, fake=fake)
@@ -78,6 +79,7 @@ def _traced(case: ZeroCase, stack: ExitStack) -> RankTrace:
     names = Names(log, model, case.offloads)
     pretend(names.pinned if case.pinned else lambda tensor: None)
     paths = stack.enter_context(ModulePaths(model))
+    log.role_of = Roles(paths)
     _see(model, log)
     stack.enter_context(
         PlainRecorder(log, paths, fake=fake) if rules is None else Recorder(log, paths, rules)
@@ -98,7 +100,7 @@ def _traced(case: ZeroCase, stack: ExitStack) -> RankTrace:
 def _run(step: EngineStep, names: Names, counts: tuple[int, int]) -> Trace:
     log = step.log
     batch = make_batch(step.case.step)
-    names.name("buffers", batch.values())
+    names.name("activations", batch.values())
     for _ in range(step.case.step.steps):
         start, alive = log.restart()
         step.paths.forget_numbers()
@@ -115,7 +117,7 @@ def _run(step: EngineStep, names: Names, counts: tuple[int, int]) -> Trace:
     )
 
 
-def _model(case: ZeroCase) -> Any:
+def zero_model(case: ZeroCase) -> Any:
     """The model on ``meta``; DeepSpeed casts every weight and buffer, adapters included."""
     model = build_model(case.step)
     wanted = DTYPES[case.step.dtype]

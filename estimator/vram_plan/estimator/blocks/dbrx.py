@@ -116,7 +116,7 @@ def expert(f: Forward, x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Ten
     second = product(f, x, up, width, f.spec.hidden_size)
     first = f.act(first)
     inner = f.mul(first, second)
-    return product(f, inner, down, rows * f.spec.hidden_size, width // rows)
+    return product(f, inner, down, rows * f.spec.hidden_size, width // max(1, rows))
 
 
 def product(f: Forward, x: Tensor, weight: Tensor, numel: int, inner: int) -> Tensor:

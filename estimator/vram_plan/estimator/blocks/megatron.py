@@ -10,9 +10,10 @@ from collections.abc import Mapping
 
 from vram_plan.estimator.forward import Forward
 from vram_plan.estimator.ops import attention, megatron
+from vram_plan.estimator.ops.core_checkpoint import core_checkpoint
 from vram_plan.estimator.ops.elementwise import copy
 from vram_plan.estimator.segment import Composition, Segment, Shared
-from vram_plan.estimator.tape import Param, Tensor
+from vram_plan.estimator.tape import Param, Tape, Tensor
 from vram_plan.profiles.model import ModelSpec
 
 VOCABULARY_MULTIPLE = 128
@@ -94,9 +95,16 @@ def self_attention(f: Forward, x: Tensor) -> Tensor:
 
 def _kernel(f: Forward, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Flash attention, or scores with a 16-bit softmax that keeps its output and a mask."""
-    if f.how.attention == "eager":
-        return megatron.unfused_attention(f.t, q, k, v, f.heads())
-    return attention.flash(f.t, q, k, v, f.heads())
+    heads = f.heads()
+
+    def core(t: Tape, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if f.how.attention == "eager":
+            return megatron.unfused_attention(t, q, k, v, heads)
+        return attention.flash(t, q, k, v, heads)
+
+    if f.how.recomputes_core and f.t.grad_enabled:
+        return core_checkpoint(f.t, q, k, v, core)
+    return core(f.t, q, k, v)
 
 
 def feed_forward(f: Forward, x: Tensor) -> Tensor:

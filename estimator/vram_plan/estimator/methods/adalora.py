@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from vram_plan.estimator.tape import Tensor
 
 LOW_BYTES = 2
+MASKED = frozenset(
+    {"albert", "bert", "deberta", "deberta-v2", "distilbert", "electra", "roberta", "xlm-roberta"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +38,14 @@ class AdaLora(LinearPairs):
     only where a training loop calls ``update_and_allocate``.
     """
 
-    def regularizes(self, name: str) -> bool:
+    def regularizes(self, f: Forward, name: str) -> bool:
         """``peft/tuners/adalora/model.py`` ``forward`` adds how far A and B are from orthogonal.
 
-        That part of the loss was made last, so it goes back first.
+        That part of the loss was made last, so it goes back first. PEFT has no task for masked
+        language models; ``PeftModel.forward`` then calls the base model past it.
         """
+        if f.spec.model_type in MASKED and not f.spec.num_labels:
+            return False
         return name.endswith(("lora_A", "lora_B"))
 
     def linear(
@@ -66,7 +72,7 @@ class AdaLora(LinearPairs):
                 output = cast(f.t, output, itemsize)
             output = self._scaled(f, name, output)
             return add(f.t, result, output) if kind == "int8" else add_in_place(f.t, result, output)
-        output = self._scaled(f, name, output)
+        output = self._scaled(f, name, output.moved())
         if kind and not f.how.autocast:
             output = cast(f.t, output, itemsize)
         return add_in_place(f.t, result, output)
@@ -83,7 +89,9 @@ class AdaLora(LinearPairs):
         recast = not weight.packed and weight.itemsize < f.how.adapter_bytes
         ranknum = f.added_param(f"{name}.ranknum", (1,), trainable=recast)
         divisor = weight_copy(f.t, ranknum, adds=True)
-        return divide(f.t, scale(f.t, output), divisor)
+        scaled = scale(f.t, output)
+        del output  # no variable of `SVDLinear` holds it, one of the quantized layers does
+        return divide(f.t, scaled, divisor)
 
     def _triple(self, f: Forward, name: str, x: Tensor, shape: tuple[int, int]) -> Tensor:
         (inputs, outputs), t, how = shape, f.t, f.how

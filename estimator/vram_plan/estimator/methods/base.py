@@ -78,7 +78,7 @@ class Method:
         """
         return x
 
-    def regularizes(self, name: str) -> bool:
+    def regularizes(self, f: Forward, name: str) -> bool:
         """Whether the loss reads an added weight directly: its gradient is there from then on."""
         return False
 

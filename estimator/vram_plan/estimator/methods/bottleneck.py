@@ -153,9 +153,9 @@ class Fusion(Placed):
         q = _linear(f, f"{name}.query", query, shape, trainable=True)
         k = _linear(f, f"{name}.key", copy(t, stack), shape, trainable=True)
         v = _linear(f, f"{name}.value", copy(t, stack), shape, trainable=True, bias=False)
-        scores = scale(t, batched_product(t, q, k, rows * FUSED_ADAPTERS))
+        scores = scale(t, batched_product(t, q, k, rows * FUSED_ADAPTERS, width))
         wide = FP32_BYTES if f.how.autocast else scores.itemsize
         weights = softmax(t, scores, wide, half_to_float=f.how.half)
         if f.how.autocast:
             weights = cast(t, weights, v.itemsize)
-        return batched_product(t, weights, v, query.numel)
+        return batched_product(t, weights, v, query.numel, FUSED_ADAPTERS)

@@ -10,11 +10,12 @@ from vram_plan.estimator.methods.experts import targeted
 from vram_plan.estimator.methods.lora import FOUR_BIT, Lora, quantized_as
 from vram_plan.estimator.ops.adapters import clone, weight_quotient
 from vram_plan.estimator.ops.elementwise import add, cast, mul, scale, shift
+from vram_plan.estimator.tape import Tensor
 
 if TYPE_CHECKING:
     from vram_plan.estimator.config import TrainConfig
     from vram_plan.estimator.forward import Forward
-    from vram_plan.estimator.tape import Param, Tensor
+    from vram_plan.estimator.tape import Param
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +66,9 @@ class Dora(Lora):
         magnitude = f.added_param(f"{name}.lora_magnitude_vector.weight", (shape[1],))
         ratio = weight_quotient(f.t, magnitude, norm)
         update = self._pair(f, name, x, shape)
-        if f"{name}.bias" in f.params:
-            result = shift(f.t, result)  # without the bias: one more tensor
+        bias = f.params.get(f"{name}.bias")
+        if bias is not None:  # the result without the bias: one more tensor, as wide as the wider
+            result = add(f.t, result, Tensor(bias.numel, bias.itemsize, None))
         kept = mul(f.t, shift(f.t, ratio), result)
         total = add(f.t, kept, scale(f.t, mul(f.t, ratio, update)))
         del written
@@ -99,6 +101,8 @@ class Dora(Lora):
             total = t.new(product.numel, itemsize)
             del scaled
             norm = t.new(outputs, itemsize)
+            if t.work is not None:
+                t.work.in_place(total.numel * itemsize)  # the norm reads all of it
             del total
         if t.forgets:  # a checkpointed forward pass keeps nothing that autograd saved
             return (product, dense), norm

@@ -60,9 +60,10 @@ PEFT 0.21.2 ``_MOE_TARGET_MODULE_MAPPING`` for the model types that transformers
 
 
 class Computed(AutocastWeight):
-    """A weight that was computed: its gradient goes to what it was computed from."""
+    """A weight that was computed: its gradient goes on to what it was computed from."""
 
     __slots__ = ()
+    gradient = "temporaries"
 
     def __init__(self, weight: Param, copy: Tensor, tape: Tape) -> None:
         super().__init__(weight, copy, tape)
@@ -117,6 +118,8 @@ def paired(f: Forward, name: str, weight: Param, rank: int) -> Param:
     b = f.added_param(f"{name}.lora_B.weight", (outputs, rank * stack))
     itemsize = weight.itemsize if stack > 1 else a.itemsize
     left, right = _factor(t, b, itemsize), _factor(t, a, itemsize)
+    if t.work is not None:  # ``register_parametrization`` tries the product first
+        t.work.hidden_product((outputs, rank, inputs), itemsize, batch=stack)
     return Computed(weight, folded(t, weight, left, right), t)
 
 

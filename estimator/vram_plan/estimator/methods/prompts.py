@@ -54,12 +54,13 @@ class Prompt(Frozen):
         if f.spec.is_encoder_decoder and f.stack == "decoder":
             return x
         prompts = self.encode(f, self._table(f))
+        prompts = cast(f.t, repeat(f.t, prompts, f.batch), x.itemsize)
+        prompts = f.produce("prompts", prompts)
         if f.spec.is_encoder_decoder:
-            prompts = repeat(f.t, prompts, f.batch)
-            prompts = narrow(f.t, cast(f.t, prompts, x.itemsize), prompts.numel // 2)
-        else:
-            prompts = cast(f.t, repeat(f.t, prompts, f.batch), x.itemsize)
-        return prepend(f.t, prompts, x, f.tokens * f.spec.hidden_size)
+            prompts = narrow(f.t, prompts, prompts.numel // 2)
+            return prepend(f.t, prompts, x, f.tokens * f.spec.hidden_size)
+        joined = prepend(f.t, prompts, x, f.tokens * f.spec.hidden_size)
+        return f.produce("inputs_embeds", joined)
 
     def _table(self, f: Forward) -> Tensor:
         rows, width = self.tokens * (1 + f.spec.is_encoder_decoder), f.spec.hidden_size

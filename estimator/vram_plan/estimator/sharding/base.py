@@ -9,7 +9,13 @@ from vram_plan.estimator.ledger import Entry
 from vram_plan.estimator.optimizers import States
 from vram_plan.estimator.quantization import SOURCES, packed_bytes
 from vram_plan.estimator.rank import Passes
-from vram_plan.estimator.step import CLIPPING, FORWARD, OPTIMIZER_STEP, PASSES
+from vram_plan.estimator.step import (
+    CLIPPING,
+    EMBEDDING_BACKWARD,
+    FORWARD,
+    OPTIMIZER_STEP,
+    PASSES,
+)
 from vram_plan.estimator.tape import ROUNDING_BYTES
 
 ACCUMULATE_SOURCE = "torch 2.13.0 torch/csrc/autograd/functions/accumulate_grad.h"
@@ -62,9 +68,9 @@ def weights_entries(rank: Rank) -> list[Entry]:
 def packed_entries(rank: Rank) -> list[Entry]:
     """Quantized weights with their scales."""
     config, inventory = rank.config, rank.passes.inventory
+    kind, double_quant, group = config.quantization, config.double_quant, config.gptq_group_size
     total = sum(
-        packed_bytes(config.quantization, w.shape[1], w.shape[0], double=config.double_quant)
-        * w.count
+        packed_bytes(kind, w.shape[1], w.shape[0], double=double_quant, group=group) * w.count
         for w in inventory.packed()
     )
     if not total:
@@ -173,7 +179,7 @@ def input_entries(rank: Rank) -> list[Entry]:
             bytes=passes.shared,
             formula="as the composition lists them",
             source="transformers 5.23.0 modeling code",
-            alive=PASS_INSTANTS,
+            alive=PASS_INSTANTS - {EMBEDDING_BACKWARD},
         ),
         Entry(
             component="activations",

@@ -78,8 +78,11 @@ def _packed(rank: Rank, ranks: int) -> list[Entry]:
     found = packed_entries(rank)
     if not shards_packed(config):
         return found
-    numel = sum(w.numel * w.count for w in inventory.packed())
-    codes = round(code_bytes(config.quantization, numel) * inventory.scale)
+    kind, group = config.quantization, config.gptq_group_size
+    whole = sum(
+        code_bytes(kind, w.shape[1], w.shape[0], group=group) * w.count for w in inventory.packed()
+    )
+    codes = round(whole * inventory.scale)
     return [
         replace(
             entry,

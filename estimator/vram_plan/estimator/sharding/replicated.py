@@ -14,6 +14,8 @@ from vram_plan.estimator.sharding.base import (
     weights_entries,
 )
 from vram_plan.estimator.sharding.in_backward import update_entries
+from vram_plan.estimator.step import BACKWARD_FIRST, BACKWARD_LAST, EMBEDDING_BACKWARD
+from vram_plan.estimator.tape import ROUNDING_BYTES
 
 DDP_SOURCE = "torch 2.13.0 torch/csrc/distributed/c10d/reducer.cpp initialize_buckets"
 
@@ -38,7 +40,35 @@ def entries(rank: Rank) -> list[Entry]:
     ]
     if config.engine == "ddp":
         found.append(_buckets(rank))
+    if config.grad_accum > 1:
+        found.append(_waiting(rank))
     return found
+
+
+def _waiting(rank: Rank) -> Entry:
+    """A tied table's gradient from the head, which waits for the lookup's.
+
+    Only their sum is added to the gradient of the micro-batches before; in the first micro-batch
+    it is among the gradients that the passes leave.
+    """
+    links = rank.passes.links
+    read = {p.name for link in links if link.segment.kind == "embedding" for p in link.cost.params}
+    tied = [
+        p
+        for link in links
+        if link.segment.kind == "head"
+        for p in link.cost.params
+        if p.trainable and p.name in read
+    ]
+    nbytes = sum(-(-p.numel * p.itemsize // ROUNDING_BYTES) * ROUNDING_BYTES for p in tied)
+    return Entry(
+        component="gradients",
+        name="gradient of the tied table, waiting for its other half",
+        bytes=nbytes,
+        formula=f"{nbytes:,} bytes from the head until the lookup has gone back",
+        source="torch 2.13.0 torch/csrc/autograd/input_buffer.cpp",
+        alive=frozenset({BACKWARD_LAST, BACKWARD_FIRST, EMBEDDING_BACKWARD}),
+    )
 
 
 def _buckets(rank: Rank) -> Entry:

@@ -92,7 +92,9 @@ def gathered_bytes(config: TrainConfig, weight: Param, ranks: int) -> float:
     buffers, which are not sharded.
     """
     if weight.packed:
-        return code_bytes(config.quantization, weight.numel) if shards_packed(config) else 0.0
+        rows, columns = weight.shape[0], weight.shape[1]
+        whole = code_bytes(config.quantization, columns, rows, group=config.gptq_group_size)
+        return whole if shards_packed(config) else 0.0
     return padded(weight, ranks) * weight.itemsize
 
 

@@ -83,7 +83,13 @@ def _packed_entries(shares: Shares) -> list[Entry]:
     per_code = 1.0 if config.quantization == "int8" else 0.5
     for weight in shares.inventory.packed():
         inputs, outputs = weight.shape[1], weight.shape[0]
-        total = packed_bytes(config.quantization, inputs, outputs, double=config.double_quant)
+        total = packed_bytes(
+            config.quantization,
+            inputs,
+            outputs,
+            double=config.double_quant,
+            group=config.gptq_group_size,
+        )
         codes += per_code * weight.numel * weight.count
         scales += (total - per_code * weight.numel) * weight.count
     if not codes:

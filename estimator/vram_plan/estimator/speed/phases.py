@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vram_plan.estimator.speed.roofline import kernel_seconds
@@ -16,7 +16,6 @@ from vram_plan.estimator.speed.work import Kernel, Work, worked
 
 if TYPE_CHECKING:
     from vram_plan.estimator.chain import Link
-    from vram_plan.estimator.costs import Run
     from vram_plan.profiles.efficiency import Curves
     from vram_plan.profiles.gpus import GpuSpec
 
@@ -69,7 +68,7 @@ def chain_work(links: Iterable[Link]) -> Work:
     counts: Counter[Kernel] = Counter()
     for link in links:
         if link.run is not None:
-            for kernel, count in _kernels(link.run):
+            for kernel, count in worked(link.run):
                 counts[kernel] += count * link.count
     found = [(kernel, count) for kernel, count in counts.items() if kernel.flops]
     moved: Counter[tuple[str, str]] = Counter()
@@ -82,29 +81,6 @@ def chain_work(links: Iterable[Link]) -> Work:
         mean = moved[phase, kind] / count
         found.append((Kernel(phase=phase, kind=kind, bytes=mean), count))
     return tuple(found)
-
-
-def _kernels(run: Run) -> Work:
-    """A segment's kernels; Megatron-LM's selective recomputation is that of core attention alone.
-
-    Korthikanti et al., arXiv:2205.05198 section 5: scores, softmax, dropout and their product with
-    the values; a fused kernel where there is one.
-    """
-    if run.checkpoint != "selective" or not _by_megatron(run):
-        return worked(run)
-    plain = worked(replace(run, checkpoint="none"))
-    least = 2 * run.batch * run.seq * run.seq * run.spec.num_attention_heads // run.how.tensor
-    again = [
-        (replace(kernel, phase="recompute", needed=0.0), count)
-        for kernel, count in plain
-        if kernel.phase == FORWARD
-        and (kernel.kind in {"scores", "attention"} or (kernel.bytes >= least and not kernel.flops))
-    ]
-    return (*plain, *again)
-
-
-def _by_megatron(run: Run) -> bool:
-    return getattr(run.segment.run, "__module__", "").endswith("blocks.megatron")
 
 
 def passing(

@@ -30,7 +30,7 @@ def _comparison(one: Comparison) -> dict[str, Any]:
     return {
         "id": one.row.id,
         "group": one.row.group,
-        "quality": one.row.quality,
+        "quality": one.quality,
         "metric": one.metric,
         "measured": one.measured,
         "predicted": one.predicted,

@@ -17,24 +17,31 @@ from vram_plan.profiles.measured_row import MEMORY_COLUMNS, Row
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """One counter of one row beside its prediction, in bytes.
+    """One figure of one row beside its prediction: bytes of a counter, or a speed.
 
     Attributes:
         row: the measurement.
         plan: the plan of the rank that was read.
         metric: the measured column.
         measured: what was read.
+        said: what is predicted of a speed; None for counters.
     """
 
     row: Row
     plan: Plan
     metric: str
-    measured: int
+    measured: float
+    said: float | None = None
 
     @cached_property
-    def predicted(self) -> int:
+    def predicted(self) -> float:
         """What is predicted; worked out when asked for, as a replay of the allocator takes time."""
-        return predicted_bytes(self.plan, self.metric)
+        return predicted_bytes(self.plan, self.metric) if self.said is None else self.said
+
+    @property
+    def quality(self) -> str:
+        """How far the figure is to be trusted."""
+        return self.row.quality if self.said is None else self.row.speed_quality or self.row.quality
 
     @property
     def error(self) -> float:

@@ -16,6 +16,9 @@ _LLAMA = {
     "o": "o_proj",
     "mlp": "gate_proj,up_proj,down_proj",
 }
+_LITGPT = _LLAMA | {"mlp": "gate_proj,up_proj,down_proj,mlp.fc,mlp.proj"}
+"""lit-gpt builds every architecture of one kind of block, with a switch for each part of the fused
+projection (``lit_gpt/lora.py`` ``to_query`` and its like); the plan's names for them."""
 _FUSED_DENSE = {
     "qkv": "query_key_value",
     "o": "dense",
@@ -54,6 +57,8 @@ def lora_targets(row: Row, model: ModelSpec) -> str:
     if stated in _WHOLE:
         return stated
     names = _NAMES.get(model.model_type, _LLAMA)
+    if row.trainer == "litgpt":
+        names = _LITGPT
     found: list[str] = []
     for part in stated.split(","):
         name = _name(part.strip(), names)

@@ -16,7 +16,15 @@ from vram_plan.estimator.config import TrainConfig, ZeroSizes
 from vram_plan.profiles.gpus import GpuSpec, find_gpu
 from vram_plan.profiles.measured_row import Row
 from vram_plan.profiles.model import ModelSpec
+from vram_plan.profiles.nodes import find_node
 from vram_plan.reports.validate.lora_names import lora_targets
+from vram_plan.reports.validate.source_facts import (
+    AUTOCASTS,
+    DROPOUTS,
+    LENGTHS,
+    NODES,
+    ONE_GROUP,
+)
 from vram_plan.reports.validate.stack_of_row import stack_of_row
 
 Options = dict[str, Any]
@@ -87,7 +95,7 @@ def _method(row: Row, model: ModelSpec) -> Options:
     if method in choices.LORA_FAMILY:
         options |= {"lora_rank": row.lora_rank, "lora_targets": lora_targets(row, model)}
         stated = _DROPOUT.search(row.notes or "")
-        options["lora_dropout"] = float(stated[1]) if stated else None
+        options["lora_dropout"] = float(stated[1]) if stated else DROPOUTS.get(row.trainer or "")
     return options
 
 
@@ -103,6 +111,8 @@ def _quantized(row: Row, model: ModelSpec) -> Options:
     if row.quantization not in choices.QUANTIZATIONS:
         raise ValueError(f"quantization {row.quantization} cannot be planned")
     options: Options = {"quantization": row.quantization, "double_quant": row.double_quant}
+    if row.model in ONE_GROUP:
+        options["gptq_group_size"] = -1
     if row.quantization in choices.BITSANDBYTES and _unprepared(row):
         options["kbit_preparation"] = False
     return options
@@ -124,12 +134,18 @@ def _precision(row: Row, model: ModelSpec) -> Options:
     options: Options = {"precision": precision, "weights_dtype": row.weights_dtype}
     _wide_states(row)
     given = {
-        "amp": row.autocast,
+        "amp": _amp(row),
         "master_dtype": row.master_dtype,
         "grad_dtype": row.grad_dtype,
         "state_dtype": row.state_dtype,
     }
     return options | {name: value for name, value in given.items() if name in _FIELDS}
+
+
+def _amp(row: Row) -> bool | None:
+    if row.autocast is None and row.trainer in AUTOCASTS:
+        return True if row.engine in {"torch", "ddp", "device-map", "ddp+device-map"} else None
+    return row.autocast
 
 
 def _wide_states(row: Row) -> None:
@@ -225,6 +241,7 @@ def _data(row: Row, model: ModelSpec) -> Options:
         "micro_batch": row.micro_batch,
         "seq_len": row.seq_len,
         "grad_accum": accumulation,
+        "lengths": LENGTHS.get(row.family) if row.lengths == "limit" else None,
     }
 
 
@@ -258,7 +275,10 @@ def _kernels(row: Row, model: ModelSpec) -> Options:
 
 
 def _machine(row: Row, model: ModelSpec) -> Options:
-    return {"gpu": gpu_of_row(row), "stack": stack_of_row(row)}
+    gpu = gpu_of_row(row)
+    node = NODES.get((row.family, gpu.name)) if gpu else None
+    machine: Options = {"node": find_node(node)} if node else {}
+    return {"gpu": gpu, "stack": stack_of_row(row), **machine}
 
 
 _TAKE: tuple[Callable[[Row, ModelSpec], Options], ...] = (

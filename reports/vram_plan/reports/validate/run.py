@@ -13,6 +13,7 @@ from vram_plan.reports.validate.judge import Comparison, compare, stage_of
 from vram_plan.reports.validate.model_of_row import model_of_row
 from vram_plan.reports.validate.options_of_row import options_of_row
 from vram_plan.reports.validate.outcomes import Outcome, judge_outcome
+from vram_plan.reports.validate.timing import compare_speed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,14 +121,20 @@ def judge(row: Row, planner: Planner) -> tuple[list[Comparison], Outcome | None]
         ValueError: when the plan cannot express it.
     """
     stage = stage_of(row)
-    whole = planner.plan(row, None)
+    try:
+        whole = planner.plan(row, None)
+    except ValueError:
+        speeds = [] if row.has_memory else compare_speed(row, None)
+        if not speeds:
+            raise
+        return speeds, None
     read = whole if stage is None else planner.plan(row, stage)
-    return compare(row, read), judge_outcome(row, whole)
+    return [*compare(row, read), *compare_speed(row, whole)], judge_outcome(row, whole)
 
 
 def _nothing(row: Row) -> str:
     gpu = f"GPU {row.gpu} is not in the catalogue" if row.gpu else "the GPU is not stated"
-    return f"no memory figure, and {gpu}"
+    return f"no figure that is predicted, and {gpu}"
 
 
 def worst(comparisons: Iterable[Comparison], count: int) -> Iterator[Comparison]:

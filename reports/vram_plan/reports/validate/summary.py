@@ -82,7 +82,7 @@ DIMENSIONS: dict[str, Callable[[Comparison], str]] = {
     "checkpointing": lambda one: one.plan.config.checkpointing,
     "loss": lambda one: one.plan.config.loss,
     "gpus": _gpus,
-    "quality": lambda one: one.row.quality,
+    "quality": lambda one: one.quality,
 }
 """Dimension → the stratum of a comparison in it."""
 

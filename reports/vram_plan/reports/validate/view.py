@@ -18,6 +18,9 @@ SHORT = {
     "reserved_peak_bytes": "reserved",
     "device_used_bytes": "device",
     "memory_bytes": "unknown counter",
+    "step_seconds": "step time",
+    "tokens_per_second_per_gpu": "tokens/s",
+    "samples_per_second": "samples/s",
 }
 """Measured column → what a person calls it."""
 SPREAD_HEAD = ("n", "median", "signed", "p90", "p95", "max")
@@ -55,7 +58,8 @@ def grids(found: Validation, *, count: int) -> Iterator[Grid]:
         for metric in SHORT:
             if metric in summary:
                 yield _by_stratum(summary, metric)
-        yield _worst(found, count)
+        worst_ones = (_worst(found, count), _worst_speeds(found, count))
+        yield from (grid for grid in worst_ones if grid.rows)
     if found.outcomes:
         yield _outcomes(found)
     if found.skipped:
@@ -90,8 +94,8 @@ def _by_target(summary: dict[str, Spread]) -> Grid:
             if name.startswith(f"{metric}/target="):
                 rows.append((said, name.partition("=")[2], *spread_cells(one)))
     return Grid(
-        title="error of the memory by counter; below it, rows of quality A and B by kind",
-        heads=("counter", "rows", *SPREAD_HEAD),
+        title="error by figure; below it, rows of quality A and B by kind",
+        heads=("figure", "rows", *SPREAD_HEAD),
         rows=tuple(rows),
         left=2,
     )
@@ -113,23 +117,43 @@ def _by_stratum(summary: dict[str, Spread], metric: str) -> Grid:
 
 
 def _worst(found: Validation, count: int) -> Grid:
-    rows = tuple(
-        (
-            one.row.id,
-            SHORT[one.metric],
-            f"{one.measured / GIB:,.2f}",
-            f"{one.predicted / GIB:,.2f}",
-            percent(one.error, sign=True),
-            largest(one),
-        )
-        for one in worst(found.comparisons, count)
-    )
+    counters = [one for one in found.comparisons if one.said is None]
+    rows = tuple((*_facing(one), largest(one)) for one in worst(counters, count))
     return Grid(
         title="worst rows (GiB), and the largest component in the plan's ledger",
-        heads=("row", "counter", "measured", "predicted", "error", "ledger"),
+        heads=(*_FACING, "ledger"),
         rows=rows,
         left=2,
     )
+
+
+def _worst_speeds(found: Validation, count: int) -> Grid:
+    speeds = [one for one in found.comparisons if one.said is not None]
+    rows = tuple((*_facing(one), one.quality) for one in worst(speeds, count))
+    return Grid(
+        title="worst speeds (seconds, tokens or samples a second), and their quality",
+        heads=(*_FACING, "quality"),
+        rows=rows,
+        left=2,
+    )
+
+
+_FACING = ("row", "figure", "measured", "predicted", "error")
+
+
+def _facing(one: Comparison) -> tuple[str, ...]:
+    return (
+        one.row.id,
+        SHORT[one.metric],
+        figure(one, one.measured),
+        figure(one, one.predicted),
+        percent(one.error, sign=True),
+    )
+
+
+def figure(one: Comparison, value: float) -> str:
+    """A counter in GiB, a speed as it is."""
+    return f"{value / GIB if one.said is None else value:,.2f}"
 
 
 def largest(one: Comparison) -> str:

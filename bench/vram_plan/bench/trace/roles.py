@@ -1,0 +1,86 @@
+"""The plan's word for a tensor of the step, told by what makes it.
+
+The plan's tape names tensors where they are made (``estimator/tape.py``): head and loss make
+logits, going forward a layer makes activations and copies of weights are temporaries, going back a
+node makes gradients of weights and temporaries. A trace tells the same from the module that runs
+and from where autograd will send what a node makes.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+
+from vram_plan.bench.trace.modules import ModulePaths
+from vram_plan.bench.trace.timeline import Block
+
+__all__ = ["Roles", "made_for"]
+
+_PASSES = ("forward", "loss", "backward")
+#: bitsandbytes' operators that write a weight out.
+_WRITTEN_OUT = ("dequantize_4bit", "dequantize_blockwise", "resize")
+#: Nodes between one that makes a weight's gradient and the weight: transposed, cast, reshaped.
+_MOST_STEPS = 8
+_SCOPE: ContextVar[str] = ContextVar("component", default="")
+
+
+@contextmanager
+def made_for(component: str) -> Iterator[None]:
+    """What is made inside is this component's, whoever makes it."""
+    token = _SCOPE.set(component)
+    try:
+        yield
+    finally:
+        _SCOPE.reset(token)
+
+
+class Roles:
+    """Says what a new block is, as far as its making tells; who holds it may know better."""
+
+    def __init__(self, paths: ModulePaths) -> None:
+        self.paths = paths
+
+    def __call__(self, block: Block) -> str:
+        """The component."""
+        scope = _SCOPE.get()
+        written = block.op.rpartition("::")[2].partition(".")[0] in _WRITTEN_OUT
+        if block.phase not in _PASSES or (written and not scope):
+            return "temporaries"
+        if scope:
+            return scope
+        back = block.phase == "backward" and not self.paths.goes_forward()
+        if back and _is_for_weight(torch._C._current_autograd_node(), block.shape):
+            return "gradients"
+        if self.paths.is_head(block.module):
+            return "logits"
+        return "temporaries" if back else "activations"
+
+
+def _is_for_weight(node: Any, shape: tuple[int, ...]) -> bool:
+    """Whether a backward node makes the gradient of a weight of this size.
+
+    Its way to the weight is a single one, through views and casts.
+    """
+    if node is None:
+        return False
+    count = torch.Size(shape).numel()
+    variable = getattr(node, "variable", None)
+    if variable is not None:
+        return bool(variable.numel() == count)
+    return any(_ends_in_weight(after, count) for after, _ in node.next_functions)
+
+
+def _ends_in_weight(node: Any, count: int) -> bool:
+    for _ in range(_MOST_STEPS):
+        if node is None:
+            return False
+        variable = getattr(node, "variable", None)
+        if variable is not None:
+            return bool(variable.numel() == count)
+        onward = [after for after, _ in node.next_functions if after is not None]
+        if len(onward) != 1:
+            return False
+        node = onward[0]
+    return False

@@ -1,0 +1,28 @@
+"""What a source of rows says once for all of them, outside the table its rows were read from.
+
+Loops by the rows' ``trainer``, sources by their family or file; each with the file it was read in.
+"""
+
+from __future__ import annotations
+
+REQUIRED = {
+    "modelscope/ms-swift@b40f31df7^:docs/source_en/LLM/Benchmark.md": (
+        "transformers=4.36;peft=0.7.1;accelerate=0.25"
+    ),
+}
+"""Libraries that a source leaves unsaid and its repository pins: ms-swift @ 97e4d198b, where these
+readings were first written down (January 2024), ``requirements/framework.txt`` allows transformers
+below 4.37 and peft below 0.8; 0.25 was Accelerate's last release before."""
+AUTOCASTS = frozenset({"ms-swift"})
+"""Loops that leave no choice but ``bf16=True`` or ``fp16=True`` of transformers' Trainer, which is
+autocast (modelscope/ms-swift @ 97e4d198b ``swift/llm/sft.py``, ``select_dtype``)."""
+DROPOUTS = {"ms-swift": 0.05}
+"""Default before low-rank pairs of a loop (``swift/llm/utils/argument.py`` ``lora_dropout_p``)."""
+LENGTHS = {"ms-swift-bench": "3234.4,2547.5,4959"}
+"""Mean and deviation of a source's tokens, as it prints them beside its readings, and the number of
+its sequences (modelscope/ms-swift ``docs/source_en/LLM/Benchmark.md``, and its table of data sets:
+cls-fudan-news-zh)."""
+NODES = {("bigscience", "a100-80gb-sxm"): "jean-zay-a100"}
+"""Family of sources and GPU → the machine, where it is no usual one."""
+ONE_GROUP = frozenset({"TheBloke/Llama-2-70B-GPTQ", "TheBloke/Mixtral-8x7B-Instruct-v0.1-GPTQ"})
+"""GPTQ checkpoints whose ``quantize_config.json`` says ``group_size: -1`` (branch main)."""
