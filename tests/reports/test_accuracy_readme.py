@@ -1,4 +1,4 @@
-"""README's accuracy section is what the measured rows say."""
+"""README's accuracy section and the published page are what the measured rows say."""
 
 from pathlib import Path
 
@@ -7,14 +7,29 @@ import pytest
 from vram_plan.profiles.calibration import load_calibration
 from vram_plan.profiles.measured import read_rows
 from vram_plan.reports.accuracy import BEGIN, END, accuracy_section, main, put
-from vram_plan.reports.validate.run import validate
+from vram_plan.reports.page.markdown import markdown
+from vram_plan.reports.page.published import TITLE, answer, published_sections
+from vram_plan.reports.validate.run import Validation, validate
 
 README = Path(__file__).parents[2] / "README.md"
 
 
 @pytest.fixture(scope="module")
-def section() -> str:
-    return accuracy_section(validate(read_rows()), load_calibration())
+def found() -> Validation:
+    return validate(read_rows())
+
+
+@pytest.fixture(scope="module")
+def section(found: Validation) -> str:
+    return accuracy_section(found, load_calibration())
+
+
+def test_the_published_page_is_generated(found: Validation) -> None:
+    text = markdown(TITLE, answer(found), published_sections(found, load_calibration()))
+    again = "python -m vram_plan.reports.page.published docs"
+    path = README.parent / "docs" / "accuracy.md"
+    assert path.read_text(encoding="utf-8") == text, f"docs/accuracy.md has drifted; run {again}"
+    assert (path.with_suffix(".html")).read_text(encoding="utf-8").count(answer(found)) == 1
 
 
 def test_the_section_is_generated(section: str) -> None:
