@@ -1,5 +1,6 @@
 """README's accuracy section and the published page are what the measured rows say."""
 
+from html import escape
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ def test_the_published_page_is_generated(found: Validation) -> None:
     again = "python -m vram_plan.reports.page.published docs"
     path = README.parent / "docs" / "accuracy.md"
     assert path.read_text(encoding="utf-8") == text, f"docs/accuracy.md has drifted; run {again}"
-    assert (path.with_suffix(".html")).read_text(encoding="utf-8").count(answer(found)) == 1
+    assert escape(answer(found)) in path.with_suffix(".html").read_text(encoding="utf-8")
 
 
 def test_the_section_is_generated(section: str) -> None:
