@@ -46,7 +46,7 @@ def find_suite(name: str) -> Path:
         ValueError: if there is neither.
     """
     path = Path(name)
-    if path.suffix == ".toml" or path.exists():
+    if path.suffix == ".toml" or path.is_file():
         if path.is_file():
             return path
         raise ValueError(f"suite {name}: there is no such file")
