@@ -1,5 +1,6 @@
 """Small models of several families."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,12 @@ T5 = {
     "num_heads": 4,
     "vocab_size": 1000,
 }
+TINY = LLAMA | {
+    "hidden_size": 64,
+    "intermediate_size": 160,
+    "vocab_size": 301,
+    "tie_word_embeddings": False,
+}
 SHAPES: dict[str, dict[str, Any]] = {"llama": LLAMA, "gpt2": GPT2, "bert": BERT, "t5": T5}
 
 
@@ -48,6 +55,14 @@ SHAPES: dict[str, dict[str, Any]] = {"llama": LLAMA, "gpt2": GPT2, "bert": BERT,
 def shapes() -> dict[str, dict[str, Any]]:
     """Model type → its configuration."""
     return SHAPES
+
+
+@pytest.fixture
+def tiny_model(tmp_path: Path) -> str:
+    """The path of a Llama's configuration that runs in no time."""
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(TINY))
+    return str(path)
 
 
 @pytest.fixture

@@ -15,27 +15,11 @@ from vram_plan.bench.engines.plain import check_optimizer  # noqa: E402
 from vram_plan.bench.engines.run import run_rank  # noqa: E402
 from vram_plan.bench.runs.job import Job  # noqa: E402
 
-SMALL = {
-    "model_type": "llama",
-    "hidden_size": 64,
-    "intermediate_size": 160,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 301,
-}
 ON_CPU = {"seq_len": 32, "attention": "eager", "precision": "fp32", "weights_dtype": "fp32"}
 LINES = [
     {"question": "What is two and two?", "answer": "Four, as everybody knows."},
     {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]},
 ]
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> str:
-    path = tmp_path / "config.json"
-    path.write_text(json.dumps(SMALL))
-    return str(path)
 
 
 @pytest.fixture
@@ -45,10 +29,10 @@ def data(tmp_path: Path) -> str:
     return str(path)
 
 
-def run(model: str, **changes: Any) -> tuple[dict[str, Any], int]:
+def run(tiny_model: str, **changes: Any) -> tuple[dict[str, Any], int]:
     """What was measured, and the peak that the plan predicts."""
     options = {**ON_CPU, **changes.pop("options", {})}
-    job = Job(model=model, options=options, warmup_steps=1, **{"steps": 2, **changes})
+    job = Job(model=tiny_model, options=options, warmup_steps=1, **{"steps": 2, **changes})
     planned = job.predict()
     said: list[tuple[str, Any]] = []
     found = run_rank(job, planned.config, lambda stage, **more: said.append((stage, more)))
@@ -56,8 +40,8 @@ def run(model: str, **changes: Any) -> tuple[dict[str, Any], int]:
     return found, planned.memory.allocated_bytes
 
 
-def test_the_plain_loop(model: str) -> None:
-    found, predicted = run(model, options={"grad_accum": 2})
+def test_the_plain_loop(tiny_model: str) -> None:
+    found, predicted = run(tiny_model, options={"grad_accum": 2})
     assert max(found["instants"].values()) == pytest.approx(predicted, rel=0.02)
     assert len(found["step_seconds"]) == 2
     assert found["losses"][1] < found["losses"][0]
@@ -65,8 +49,8 @@ def test_the_plain_loop(model: str) -> None:
     assert found["states"]["optimizer_states"] >= 8 * found["parameters"]
 
 
-def test_the_trainer_allocates_what_the_plan_says(model: str) -> None:
-    found, predicted = run(model, loop="trainer")
+def test_the_trainer_allocates_what_the_plan_says(tiny_model: str) -> None:
+    found, predicted = run(tiny_model, loop="trainer")
     assert max(found["instants"].values()) == pytest.approx(predicted, rel=0.03)
     assert len(found["step_seconds"]) == 2
     assert found["losses"][1] < found["losses"][0]
@@ -76,21 +60,21 @@ def test_the_trainer_allocates_what_the_plan_says(model: str) -> None:
 
 
 @pytest.mark.parametrize("padding", ["packing", "padding"])
-def test_a_tiny_data_set_is_learnt(model: str, data: str, padding: str) -> None:
-    found, _ = run(model, data=data, padding=padding, steps=6)
+def test_a_tiny_data_set_is_learnt(tiny_model: str, data: str, padding: str) -> None:
+    found, _ = run(tiny_model, data=data, padding=padding, steps=6)
     assert found["losses"][1] < found["losses"][0]
     assert found["data"]["examples"] == 2
     assert found["data"]["tokenizer"] == "bytes"
     assert (found["data"]["real_share"] == 1.0) is (padding == "packing")
 
 
-def test_a_checkpoint_is_loaded_by_name(tmp_path: Path, model: str) -> None:
+def test_a_checkpoint_is_loaded_by_name(tmp_path: Path, tiny_model: str) -> None:
     """LoRA wraps the layers; the folder's names are the library's."""
     from safetensors.torch import save_file
 
     folder = tmp_path / "model"
     folder.mkdir()
-    (folder / "config.json").write_text(Path(model).read_text())
+    (folder / "config.json").write_text(Path(tiny_model).read_text())
     values = {"model.layers.1.mlp.up_proj.weight": torch.full((160, 64), 0.5)}
     save_file(values, str(folder / "model.safetensors"))
     found, _ = run(str(folder), options={"method": "lora"}, weights="checkpoint")

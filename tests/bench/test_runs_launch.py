@@ -1,6 +1,5 @@
 """How a run can end, each way for real: in a process of its own that is gone afterwards."""
 
-import json
 import os
 import signal
 import subprocess
@@ -19,23 +18,12 @@ from vram_plan.bench.runs.record import measurement_of
 
 pytest.importorskip("torch")
 
-SMALL = {
-    "model_type": "llama",
-    "hidden_size": 64,
-    "intermediate_size": 160,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 301,
-}
 ON_CPU = {"seq_len": 32, "attention": "eager", "precision": "fp32", "weights_dtype": "fp32"}
 
 
 @pytest.fixture
-def job(tmp_path: Path) -> Job:
-    path = tmp_path / "config.json"
-    path.write_text(json.dumps(SMALL))
-    return Job(model=str(path), options=ON_CPU, steps=2, warmup_steps=1)
+def job(tiny_model: str) -> Job:
+    return Job(model=tiny_model, options=ON_CPU, steps=2, warmup_steps=1)
 
 
 def test_a_run_measures_time_and_memory(job: Job) -> None:

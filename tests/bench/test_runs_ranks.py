@@ -1,6 +1,5 @@
 """Runs of several ranks, for real: torchrun's, and one that pretends to have others."""
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,36 +14,19 @@ from vram_plan.bench.runs.record import measurement_of
 
 pytest.importorskip("deepspeed")
 
-SMALL = {
-    "model_type": "llama",
-    "hidden_size": 64,
-    "intermediate_size": 160,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 301,
-    "tie_word_embeddings": False,
-}
 PLAIN = {"seq_len": 32, "attention": "eager", "precision": "fp32", "weights_dtype": "fp32"}
 ZERO = {"seq_len": 32, "attention": "eager", "zero": 3}
 #: Real ranks ask each other for a few numbers; the allocator counts 512 bytes for each.
 SCALARS = 1024
 
 
-@pytest.fixture
-def model(tmp_path: Path) -> str:
-    path = tmp_path / "config.json"
-    path.write_text(json.dumps(SMALL))
-    return str(path)
-
-
 def ended(job: Job, **limits: Any) -> Ended:
     return launch(job, limits=Limits(**limits), hertz=0)
 
 
-def test_a_virtual_rank_allocates_what_a_real_one_does(model: str) -> None:
+def test_a_virtual_rank_allocates_what_a_real_one_does(tiny_model: str) -> None:
     """Stage 3, which gathers, prefetches and reduces: all of DeepSpeed's buffers."""
-    virtual = Job(model=model, options=ZERO, ranks="virtual:2", steps=1, warmup_steps=1)
+    virtual = Job(model=tiny_model, options=ZERO, ranks="virtual:2", steps=1, warmup_steps=1)
     real = replace(virtual, ranks="real", options={**ZERO, "gpus": 2})
     found = {job.ranks: ended(job) for job in (virtual, real)}
     for one in found.values():
@@ -61,10 +43,10 @@ def test_a_virtual_rank_allocates_what_a_real_one_does(model: str) -> None:
 
 
 def test_a_rank_that_dies_alone_ends_the_run(
-    model: str, monkeypatch: pytest.MonkeyPatch, own_processes: Callable[[], list[int]]
+    tiny_model: str, monkeypatch: pytest.MonkeyPatch, own_processes: Callable[[], list[int]]
 ) -> None:
     monkeypatch.setenv("VRAM_PLAN_FAULT", "kill:1:1")
-    job = Job(model=model, options={**PLAIN, "gpus": 2}, steps=1, warmup_steps=1)
+    job = Job(model=tiny_model, options={**PLAIN, "gpus": 2}, steps=1, warmup_steps=1)
     found = ended(job)
     assert found.failure is not None
     assert found.failure.outcome == "killed", found.log
@@ -72,10 +54,10 @@ def test_a_rank_that_dies_alone_ends_the_run(
     assert not own_processes()
 
 
-def test_fsdp_as_one_rank_of_eight(model: str) -> None:
+def test_fsdp_as_one_rank_of_eight(tiny_model: str) -> None:
     """The plan's own prediction, for a job that no test machine could run."""
     options = {**PLAIN, "fsdp": "full-shard"}
-    job = Job(model=model, options=options, ranks="virtual:8", steps=1, warmup_steps=1)
+    job = Job(model=tiny_model, options=options, ranks="virtual:8", steps=1, warmup_steps=1)
     found = ended(job)
     seen = measurement_of(job, job.predict(), found)
     assert seen.outcome == "ok", found.log
@@ -84,8 +66,8 @@ def test_fsdp_as_one_rank_of_eight(model: str) -> None:
     assert abs(seen.plan["error"]) < 0.03
 
 
-def test_engines_with_ranks_are_torchruns(model: str, tmp_path: Path) -> None:
-    job = Job(model=model, options={**PLAIN, "gpus": 2})
+def test_engines_with_ranks_are_torchruns(tiny_model: str, tmp_path: Path) -> None:
+    job = Job(model=tiny_model, options={**PLAIN, "gpus": 2})
     words = command(job.predict().config, tmp_path, virtual=False)
     assert "vram_plan.bench.runs.torchrun" in words
     assert words[words.index("--nproc-per-node") + 1] == "2"

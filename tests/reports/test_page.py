@@ -53,7 +53,10 @@ def test_names_say_only_what_differs(run: Run) -> None:
 
 
 def test_a_run_can_be_made_again(run: Run) -> None:
-    assert command_of(run(0)) == "vram-plan bench run --model small --seq-len 512"
+    assert command_of(run(0)) == "vram-plan bench run --model small --device cuda --seq-len 512"
+    virtual = run(0)
+    virtual["run"]["job"]["ranks"] = "virtual:8"
+    assert "--ranks virtual:8" in command_of(virtual)
     assert "'a b; rm'" in command_of(run(0, name="a b; rm"))
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from vram_plan.app.ab_command import aa, ab
-from vram_plan.app.bench_options import OF_A_RUN, run_options
+from vram_plan.app.bench_options import OF_A_RUN, run_options, store_option
 from vram_plan.app.calibrate_command import calibrate
 from vram_plan.app.check_command import check
 from vram_plan.app.expect_command import expect
@@ -22,17 +22,6 @@ if TYPE_CHECKING:
 
 _WITH_SUITE = frozenset({"suite", "folder", "yes", "again", "hertz"})
 _MOST_CELLS = 1000
-
-
-def _store(function: Any) -> Any:
-    return click.option(
-        "--store",
-        "folder",
-        type=click.Path(file_okay=False, path_type=Path),
-        default=Path("vram-plan-runs"),
-        show_default=True,
-        help="Folder of stored runs.",
-    )(function)
 
 
 @click.group()
@@ -72,7 +61,7 @@ class _RunCommand(click.Command):
 @click.option("--hertz", type=float, default=10.0, show_default=True, help="Samples a second.")
 @click.option("--again", is_flag=True, help="Run what is stored already once more: a history.")
 @click.option("--yes", is_flag=True, help=f"Run more than {_MOST_CELLS:,} cells.")
-@_store
+@store_option
 @click.pass_context
 def run(context: click.Context, /, suite: str | None, folder: Path, **values: Any) -> None:
     """Run a suite (a TOML file or a shipped name), or one configuration given by options.
@@ -159,7 +148,7 @@ def _report(cells: Any, count: int) -> bool:
 
 
 @bench.command(name="list")
-@_store
+@store_option
 @click.option("--format", "format_", type=click.Choice(("table", "json")), default="table")
 def list_(folder: Path, format_: str) -> None:
     """The stored runs, oldest first."""
@@ -174,7 +163,7 @@ def list_(folder: Path, format_: str) -> None:
 
 @bench.command()
 @click.argument("run_id")
-@_store
+@store_option
 def show(run_id: str, folder: Path) -> None:
     """One stored run as JSON; the beginning or end of its id is enough."""
     store = _existing(folder)
@@ -189,7 +178,7 @@ def show(run_id: str, folder: Path) -> None:
 
 
 @bench.command()
-@_store
+@store_option
 @click.option("--format", "format_", type=click.Choice(("table", "json")), default="table")
 def compare(folder: Path, format_: str) -> None:
     """The stored runs beside their predictions: memory by instant and component, time, what fits.
@@ -209,7 +198,7 @@ def compare(folder: Path, format_: str) -> None:
 @bench.command()
 @click.option("--output", type=click.File("w"), default="-", help="A file.  [default: stdout]")
 @click.option("--redact", is_flag=True, help="Whole runs as JSON lines, nothing personal in them.")
-@_store
+@store_option
 def export(output: TextIO, redact: bool, folder: Path) -> None:
     """Write the stored runs as rows for `vram-plan validate --data FILE`.
 

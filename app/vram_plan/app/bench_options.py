@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-__all__ = ["OF_A_RUN", "run_options"]
+__all__ = ["OF_A_RUN", "run_options", "store_option"]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -60,6 +61,20 @@ _OPTIONS = (
         help="Random ones, or those of the folder that --model names.",
     ),
 )
+
+_STORE = click.option(
+    "--store",
+    "folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("vram-plan-runs"),
+    show_default=True,
+    help="Folder of stored runs.",
+)
+
+
+def store_option(function: Function) -> Function:
+    """Add ``--store``, as ``folder``."""
+    return _STORE(function)
 
 
 def run_options(function: Function) -> Function:

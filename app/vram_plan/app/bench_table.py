@@ -20,9 +20,9 @@ _STYLES = {"ok": "green", "oom": "yellow"}
 
 def cell_line(cell: Cell) -> str:
     """A run in one line: what it was, how it ended, memory beside the plan, seconds a step."""
-    from vram_plan.bench.runs.sweep import shape_of
+    from vram_plan.bench.runs.sweep import title_of
 
-    name = " ".join(f"{key}={value}" for key, value in shape_of(cell.job).items())
+    name = title_of(cell.job)
     if cell.refused is not None:
         return f"{name}: not run: {cell.refused}"
     if cell.measurement is None:

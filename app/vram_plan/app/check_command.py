@@ -8,6 +8,7 @@ from typing import TextIO
 
 import click
 
+from vram_plan.app.bench_options import store_option
 from vram_plan.app.check_text import FORMATS, render, sentence
 
 __all__ = ["check"]
@@ -16,14 +17,7 @@ _INFRASTRUCTURE = 2
 
 
 @click.command()
-@click.option(
-    "--store",
-    "folder",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path("vram-plan-runs"),
-    show_default=True,
-    help="Folder of stored runs.",
-)
+@store_option
 @click.option("--new", type=click.IntRange(1), default=3, show_default=True, help="Newest runs.")
 @click.option(
     "--noise",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
 from vram_plan.app.units import gib
+from vram_plan.reports.markup import plain
 
 if TYPE_CHECKING:
     from vram_plan.bench.regression.check import Finding
@@ -78,7 +79,7 @@ def _markdown(findings: Sequence[Finding]) -> str:
         lines += _markdown_rows(changed)
     environment = sorted({text for one in changed for text in one.differences})
     if environment:
-        lines += ["", f"Environment: {_escape('; '.join(environment))}"]
+        lines += ["", f"Environment: {plain('; '.join(environment))}"]
     lines += ["", f"<details><summary>All {len(findings)} figures</summary>", ""]
     lines += [*_markdown_rows(findings), "", "</details>"]
     return "\n".join(lines)
@@ -102,7 +103,7 @@ def _markdown_rows(findings: Sequence[Finding]) -> list[str]:
             f"{verdict.runs[0]} + {verdict.runs[1]}",
             one.cause or "",
         )
-        lines.append(f"| {' | '.join(map(_escape, cells))} |")
+        lines.append(f"| {' | '.join(map(plain, cells))} |")
     return lines
 
 
@@ -159,10 +160,3 @@ def _interval(one: Finding) -> str:
 
 def _list(texts: Sequence[str]) -> str:
     return f": {', '.join(texts)}" if texts else ""
-
-
-def _escape(text: str) -> str:
-    """Names come from outside: nothing in them is markup."""
-    for sign, name in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "&#124;")):
-        text = text.replace(sign, name)
-    return " ".join(text.split())

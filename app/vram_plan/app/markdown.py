@@ -8,6 +8,7 @@ from vram_plan.app.speed_text import cost_lines, note_lines, seconds_text, step_
 from vram_plan.app.summary import fit_rows, headline, option_lines, verdict_line
 from vram_plan.app.units import gb, gib, signed_gib
 from vram_plan.estimator.planner import Plan
+from vram_plan.reports.markup import plain
 
 
 def show(plan: Plan, *, explain: bool) -> None:
@@ -17,7 +18,7 @@ def show(plan: Plan, *, explain: bool) -> None:
     memory = plan.memory
     known = switches(plan)
     lines = [
-        f"**{escape(headline(plan))}**",
+        f"**{plain(headline(plan))}**",
         "",
         f"{gib(memory.allocated_bytes)} ({gb(memory.allocated_bytes)}) per GPU allocated at its "
         f"fullest instant ({memory.peak_instant.replace('_', ' ')}); "
@@ -46,7 +47,7 @@ def show(plan: Plan, *, explain: bool) -> None:
                 f"| {gib(s.plan.memory.allocated_bytes)} |"
                 for s in found
             ]
-    lines += ["", *(f"- {escape(line)}" for line in (*option_lines(plan), *note_lines(plan)))]
+    lines += ["", *(f"- {plain(line)}" for line in (*option_lines(plan), *note_lines(plan)))]
     if explain:
         lines += ledger_lines(plan)
     click.echo("\n".join(lines))
@@ -68,7 +69,7 @@ def speed_lines(plan: Plan) -> list[str]:
         if seconds:
             share = 100 * seconds / step.seconds
             lines.append(f"| {name} | {seconds_text(seconds)} | {share:.1f} % |")
-    costs = [f"- {escape(line)}" for line in cost_lines(plan)]
+    costs = [f"- {plain(line)}" for line in cost_lines(plan)]
     return [*lines, "", *costs] if costs else lines
 
 
@@ -89,10 +90,5 @@ def ledger_lines(plan: Plan) -> list[str]:
             entry.formula,
             entry.source,
         )
-        lines.append("| " + " | ".join(escape(cell) for cell in cells) + " |")
+        lines.append("| " + " | ".join(plain(cell) for cell in cells) + " |")
     return lines
-
-
-def escape(text: str) -> str:
-    """A cell that keeps its table whole."""
-    return text.replace("|", "\\|").replace("<", "&lt;")

@@ -188,6 +188,11 @@ def configuration(function: Function) -> Function:
     """Add ``--model`` and every option of a configuration to a command."""
     for name, settings in reversed(_OPTIONS):
         function = click.option(name, **settings)(function)
+    return model_option(function)
+
+
+def model_option(function: Function) -> Function:
+    """Add ``--model``."""
     return click.option(
         "--model",
         required=True,

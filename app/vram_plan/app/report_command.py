@@ -112,12 +112,12 @@ def _write(
     from vram_plan.reports.page.markdown import markdown
     from vram_plan.reports.page.sections import sentence
 
-    write = markdown if output.suffix == ".md" else page
+    write, answer = markdown if output.suffix == ".md" else page, sentence(documents)
     try:
-        output.write_text(write(title, sentence(documents), sections), encoding="utf-8")
+        output.write_text(write(title, answer, sections), encoding="utf-8")
     except OSError as error:
         raise click.UsageError(f"--output {output}: {error.strerror}") from None
-    click.echo(f"{output}: {sentence(documents)}")
+    click.echo(f"{output}: {answer}")
 
 
 def _stored(folder: Path, last: int) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from vram_plan.app.options import _OPTIONS, given
+from vram_plan.app.options import _OPTIONS, given, model_option
 from vram_plan.estimator.refusals import option
 from vram_plan.estimator.search.space import CHOICES, NUMBERS, Space, parse_space
 from vram_plan.estimator.search.wish import Candidate
@@ -34,12 +34,7 @@ def ranges(function: Function) -> Function:
             words = re.sub(r"\s*\[default:.*\]", "", settings.get("help") or "")
             settings = {"metavar": metavar, "help": words}
         function = click.option(spelled, **settings)(function)
-    return click.option(
-        "--model",
-        required=True,
-        metavar="NAME|SIZE|PATH|HUB-ID",
-        help="llama-2-7b, 7b, a config.json, a folder with one, or org/name.",
-    )(function)
+    return model_option(function)
 
 
 def _name(spelled: str) -> str:

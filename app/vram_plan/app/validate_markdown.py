@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vram_plan.app.markdown import escape, ledger_lines
+from vram_plan.app.markdown import ledger_lines
+from vram_plan.reports.markup import plain
 from vram_plan.reports.validate.view import Grid, coverage, grids, headline
 
 if TYPE_CHECKING:
@@ -26,5 +27,5 @@ def show(found: Validation, *, worst: int, explain: bool) -> None:
 def grid_lines(grid: Grid) -> list[str]:
     """A title and a table."""
     rule = "|".join("---" if i < grid.left else "---:" for i in range(len(grid.heads)))
-    rows = ["| " + " | ".join(escape(cell) for cell in row) + " |" for row in grid.rows]
+    rows = ["| " + " | ".join(plain(cell) for cell in row) + " |" for row in grid.rows]
     return [f"**{grid.title}**", "", "| " + " | ".join(grid.heads) + " |", f"|{rule}|", *rows]

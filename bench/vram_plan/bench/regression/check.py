@@ -18,7 +18,7 @@ from vram_plan.bench.regression.rules import (
 )
 from vram_plan.bench.regression.series import METRICS, Point, Series, differences, series_of
 
-__all__ = ["CAUSES", "Finding", "check", "exit_code"]
+__all__ = ["CAUSES", "Finding", "blamed", "check", "exit_code", "judge_bytes"]
 
 CAUSES = ("code", "environment", "machine")
 _TOGETHER = 3
@@ -79,11 +79,18 @@ def _finding(series: Series, metric: str, new: int, floor: float) -> Finding | N
     if not points:
         return None
     verdict = _judge(points, metric, new, floor)
+    # The change may lie within the newest runs of two checks: the oldest of the baseline counts.
+    before = points[-2 * new - LEAST_BASELINE :][0]
+    return blamed(series.name, metric, verdict, (before, points[-1]))
+
+
+def blamed(name: str, metric: str, verdict: Verdict, sides: tuple[Point, Point]) -> Finding:
+    """The finding; of a change, with how the software of the two sides differs."""
     if verdict.status not in ("regression", "suspect"):
-        return Finding(series=series.name, metric=metric, verdict=verdict)
-    changed = _environment(points, new)
+        return Finding(series=name, metric=metric, verdict=verdict)
+    changed = differences(sides[0].versions, sides[1].versions)
     return Finding(
-        series=series.name,
+        series=name,
         metric=metric,
         verdict=verdict,
         cause="environment" if changed else "code",
@@ -98,20 +105,18 @@ def _judge(points: Sequence[Point], metric: str, new: int, floor: float) -> Verd
     before, now = values[-new - BASELINE : -new], values[-new:]
     if len(now) < new or len(before) < new:
         return Verdict(status="insufficient", runs=(len(before), len(now)))
+    censored = any(point.censored for point in points[-new - BASELINE :])
+    return judge_bytes(metric, before, now, censored=censored)
+
+
+def judge_bytes(
+    metric: str, before: Sequence[float], now: Sequence[float], *, censored: bool
+) -> Verdict:
+    """Judge any metric but the time."""
     if metric == "prediction_error":
         return judge_prediction(before, now)
     pools = metric in ("reserved_bytes", "device_bytes")
-    censored = pools and any(point.censored for point in points[-new - BASELINE :])
-    return judge_memory(before, now, reserved=pools, censored=censored)
-
-
-def _environment(points: Sequence[Point], new: int) -> tuple[str, ...]:
-    """How the newest run's software differs from that of the runs it is compared with.
-
-    The change may lie within the newest runs of two checks, so the oldest of the baseline counts.
-    """
-    before = points[-2 * new - LEAST_BASELINE :][0]
-    return differences(before.versions, points[-1].versions)
+    return judge_memory(before, now, reserved=pools, censored=censored and pools)
 
 
 def _blame_machine(findings: list[Finding]) -> list[Finding]:

@@ -17,6 +17,7 @@ from vram_plan.bench.regression.rules import allocated_limit
 from vram_plan.bench.regression.series import differences
 from vram_plan.bench.runs.job import Job
 from vram_plan.bench.runs.surroundings import surroundings_of
+from vram_plan.bench.runs.sweep import title_of
 
 __all__ = ["LEVELS", "SCHEMA", "Drift", "compare", "expected_of", "read_expected"]
 
@@ -67,12 +68,13 @@ class Drift:
     @property
     def instant(self) -> str:
         """Where the peak is now."""
-        return max(self.now or {"": 0}, key=lambda name: (self.now or {}).get(name, 0))
+        now = self.now or {"": 0}
+        return max(now, key=lambda name: now[name])
 
 
 def expected_of(jobs: Iterable[Job], level: str) -> dict[str, Any]:
     """The document that ``compare`` reads: every job's figures, and the versions they hold for."""
-    cases = {job.series: {"name": _name(job), level: _figures(job, level)} for job in jobs}
+    cases = {job.series: {"name": title_of(job), level: _figures(job, level)} for job in jobs}
     return {"schema": SCHEMA, "environment": _environment(), "cases": cases}
 
 
@@ -106,7 +108,7 @@ def _drift(job: Job, level: str, case: Mapping[str, Any], changed: tuple[str, ..
         for name in now.get("components") or {}
     }
     return Drift(
-        name=_name(job),
+        name=title_of(job),
         level=level,
         before=before.get("instants"),
         now=now.get("instants"),
@@ -135,9 +137,3 @@ def _environment() -> dict[str, str]:
     """Versions alone: a dry run comes out the same on every machine."""
     found = surroundings_of({"environment": environment()})
     return {name: found[name] for name in found if name not in ("machine", "system", "cpus")}
-
-
-def _name(job: Job) -> str:
-    depth = f" at {job.layers} layers" if job.layers else ""
-    options = " ".join(f"{key}={value}" for key, value in job.options.items())
-    return f"{job.model}{depth} {options}".strip()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vram_plan.bench.regression.robust import coefficient_of_variation, lag_1, sigma
-from vram_plan.bench.regression.rules import FLOOR, NEW_RUNS
+from vram_plan.bench.regression.rules import FLOOR
 from vram_plan.bench.regression.series import series_of
 
 __all__ = ["Noise", "measure_noise", "noise_of"]
@@ -56,7 +56,7 @@ def noise_of(seconds: Sequence[float], *, series: str = "", key: str = "") -> No
     middle, spread = statistics.median(seconds), sigma(seconds)
     far = sum(abs(value - middle) > _OUTLIER_SIGMAS * spread for value in seconds) if spread else 0
     variation = coefficient_of_variation(seconds)
-    of_medians = _MEDIAN_OF_THREE * variation if NEW_RUNS == 3 else variation
+    of_medians = _MEDIAN_OF_THREE * variation
     floor = max(FLOOR, _SIGMAS * of_medians)
     return Noise(
         series=series,

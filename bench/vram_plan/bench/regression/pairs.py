@@ -5,15 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from vram_plan.bench.regression.check import Finding
-from vram_plan.bench.regression.rules import (
-    PAIRS,
-    Verdict,
-    judge_memory,
-    judge_pairs,
-    judge_prediction,
-)
-from vram_plan.bench.regression.series import METRICS, Point, differences, series_of
+from vram_plan.bench.regression.check import Finding, blamed, judge_bytes
+from vram_plan.bench.regression.rules import PAIRS, Verdict, judge_pairs
+from vram_plan.bench.regression.series import METRICS, Point, series_of
 from vram_plan.bench.regression.sides import Side, run_side
 
 __all__ = ["compare_sides", "environment_of", "interleaved", "judge"]
@@ -91,11 +85,7 @@ def _finding(
         return None
     points = [point for batch in batches for side in batch for point in side]
     verdict = _judge(metric, values, censored=any(point.censored for point in points))
-    if verdict.status not in ("regression", "suspect"):
-        return Finding(series=name, metric=metric, verdict=verdict)
-    changed = differences(batches[0][0][-1].versions, batches[0][1][-1].versions)
-    cause = "environment" if changed else "code"
-    return Finding(series=name, metric=metric, verdict=verdict, cause=cause, differences=changed)
+    return blamed(name, metric, verdict, (batches[0][0][-1], batches[0][1][-1]))
 
 
 def _values(points: Sequence[Point], metric: str) -> list[float]:
@@ -107,10 +97,7 @@ def _judge(metric: str, batches: list[tuple[list[float], list[float]]], censored
         return judge_pairs(*batches[0], confirmation=batches[1] if len(batches) > 1 else None)
     base = [value for batch in batches for value in batch[0]]
     head = [value for batch in batches for value in batch[1]]
-    if metric == "prediction_error":
-        return judge_prediction(base, head)
-    pools = metric in ("reserved_bytes", "device_bytes")
-    return judge_memory(base, head, reserved=pools, censored=censored and pools)
+    return judge_bytes(metric, base, head, censored=censored)
 
 
 def environment_of(pairs: Sequence[str]) -> Mapping[str, str]:

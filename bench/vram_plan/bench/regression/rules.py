@@ -95,18 +95,24 @@ def judge_history(values: Sequence[float], *, new: int = NEW_RUNS, floor: float 
 
 
 def _against(calm: Sequence[float], last: Sequence[float], floor: float) -> Verdict:
-    base, now = statistics.median(calm), statistics.median(last)
-    threshold = max(floor, _SIGMAS * sigma(calm) / base) if base else floor
-    change = now / base - 1 if base else 0.0
-    status = "suspect" if change > threshold else "improvement" if change < -threshold else "ok"
+    threshold = max(floor, _SIGMAS * sigma(calm) / statistics.median(calm))
+    return _medians(calm, last, threshold, worse="suspect")
+
+
+def _medians(
+    before: Sequence[float], now: Sequence[float], threshold: float, *, worse: str
+) -> Verdict:
+    """Compare medians of positive figures."""
+    base, new = statistics.median(before), statistics.median(now)
+    change = new / base - 1
     return Verdict(
-        status=status,
+        status=worse if change > threshold else "improvement" if change < -threshold else "ok",
         change=change,
         threshold=threshold,
         baseline=base,
-        new=now,
-        runs=(len(calm), len(last)),
-        interval=_interval([value / base for value in last]) if base else None,
+        new=new,
+        runs=(len(before), len(now)),
+        interval=_interval([value / base for value in now]),
     )
 
 
@@ -192,21 +198,9 @@ def judge_memory(
         return Verdict(status="censored", runs=runs)
     if not baseline or not new:
         return Verdict(status="insufficient", runs=runs)
-    base, now = statistics.median(baseline), statistics.median(new)
-    if base <= 0:
-        return Verdict(status="insufficient", runs=runs)
+    base = statistics.median(baseline)
     limit = RESERVED_SHARE if reserved else allocated_limit(base) / base
-    change = now / base - 1
-    status = "regression" if change > limit else "improvement" if change < -limit else "ok"
-    return Verdict(
-        status=status,
-        change=change,
-        threshold=limit,
-        baseline=base,
-        new=now,
-        runs=runs,
-        interval=_interval([value / base for value in new]),
-    )
+    return _medians(baseline, new, limit, worse="regression")
 
 
 def judge_prediction(baseline: Sequence[float], new: Sequence[float]) -> Verdict:

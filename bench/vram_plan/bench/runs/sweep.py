@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from vram_plan.bench.measurement import Measurement
 from vram_plan.bench.runs.device import named_gpu
@@ -17,7 +16,7 @@ from vram_plan.bench.runs.record import measurement_of
 from vram_plan.bench.runs.sampler import HERTZ
 from vram_plan.bench.runs.store import Store
 
-__all__ = ["Cell", "shape_of", "sweep"]
+__all__ = ["Cell", "sweep", "title_of"]
 
 _FINAL = frozenset({"ok", "oom"})
 """Outcomes that say something of the configuration; after others the run is made again."""
@@ -97,7 +96,8 @@ def _ended(job: Job, limits: Limits | None, hertz: float, say: Say | None) -> En
         return Ended(result=None, failure=failure, stage="start", seconds=0.0, log="")
 
 
-def shape_of(job: Job) -> dict[str, Any]:
+def title_of(job: Job) -> str:
     """A job's options for a person, model first."""
     own = {name: value for name, value in job.said().items() if name in _SHOWN and value}
-    return {"model": job.model, **own, **job.options}
+    shown = {"model": job.model, **own, **job.options}
+    return " ".join(f"{name}={value}" for name, value in shown.items())

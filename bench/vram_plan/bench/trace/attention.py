@@ -9,6 +9,7 @@ import math
 from typing import Any
 
 import torch
+from torch.library import Library
 from torch.nn import functional
 
 __all__ = [
@@ -197,7 +198,7 @@ def _flash_forward(
 
 
 #: An operator of its own as in flash_attn, so that selective checkpointing can name it.
-_KIND: Any = torch.library.Library
+_KIND: Any = Library
 _LIBRARY = _KIND("vram_plan", "DEF")
 _LIBRARY.define("flash_attention(Tensor q, Tensor k, Tensor v) -> (Tensor, Tensor, Tensor)")
 _LIBRARY.impl("flash_attention", _flash_forward, "CompositeExplicitAutograd")

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.library import fallthrough_kernel
 
 __all__ = ["FALLTHROUGH", "FP32", "FP32_SET_OPT_DTYPE", "register"]
 
@@ -77,7 +78,7 @@ def register(library: Any) -> None:
     for name in FP32_SET_OPT_DTYPE:
         library.impl(name, _to_fp32(_operator(name)), "AutocastCPU", allow_override=True)
     for name in FALLTHROUGH:
-        library.impl(name, torch.library.fallthrough_kernel, "AutocastCPU", allow_override=True)
+        library.impl(name, fallthrough_kernel, "AutocastCPU", allow_override=True)
 
 
 def _operator(name: str) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from torch.library import Library
 
 from vram_plan.bench.trace import attention, autocast, quantized
 from vram_plan.bench.trace.cudnn_rnn import cudnn_lstm
@@ -80,7 +81,7 @@ class CudaRules(DeviceRules):
     @contextmanager
     def installed(self) -> Iterator[None]:
         """Register the kernels; all of it is undone at the end."""
-        kind: Any = torch.library.Library
+        kind: Any = Library
         library = kind("aten", "IMPL")
         try:
             with warnings.catch_warnings():

@@ -35,6 +35,13 @@ _USUAL = {
 }
 
 
+_OF_A_RUN = (
+    *("layers", "steps", "warmup_steps"),
+    *("ranks", "loop", "data", "padding", "tokenizer", "weights"),
+)
+"""What ``bench run`` takes beside the plan's options, as a run's job names it."""
+
+
 def runs_frame(documents: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """One row for each measurement or plan.
 
@@ -122,7 +129,9 @@ def command_of(document: Mapping[str, Any]) -> str:
     if "model" not in job:
         return ""
     words = ["vram-plan", "bench", "run", "--model", str(job["model"])]
-    for name in ("layers", "steps", "warmup_steps"):
+    if document.get("device") in ("cpu", "cuda"):
+        words += ["--device", str(document["device"])]
+    for name in _OF_A_RUN:
         if job.get(name):
             words += [f"--{name.replace('_', '-')}", str(job[name])]
     for name, value in (job.get("options") or {}).items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from vram_plan.reports.markup import plain
 from vram_plan.reports.page.sections import Section, Table
 
 __all__ = ["markdown"]
@@ -13,10 +14,10 @@ _LONG = 20
 
 def markdown(title: str, answer: str, sections: Sequence[Section]) -> str:
     """Headings, sentences and tables; figures are their tables."""
-    lines = [f"# {_plain(title)}", "", _plain(answer)]
+    lines = [f"# {plain(title)}", "", plain(answer)]
     for section in sections:
-        lines += ["", f"## {_plain(section.title)}"]
-        lines += ["", _plain(section.text)] if section.text else []
+        lines += ["", f"## {plain(section.title)}"]
+        lines += ["", plain(section.text)] if section.text else []
         if section.table is not None:
             lines += ["", *_table(section.table)]
     return "\n".join(lines) + "\n"
@@ -24,7 +25,7 @@ def markdown(title: str, answer: str, sections: Sequence[Section]) -> str:
 
 def _table(table: Table) -> list[str]:
     lines = [_row(table.head), _row(["---"] * len(table.head))]
-    lines += [_row(tuple(map(_plain, row))) for row in table.rows]
+    lines += [_row(tuple(map(plain, row))) for row in table.rows]
     if len(table.rows) <= _LONG:
         return lines
     summary = f"<details><summary>{len(table.rows)} rows</summary>"
@@ -33,10 +34,3 @@ def _table(table: Table) -> list[str]:
 
 def _row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
-
-
-def _plain(text: str) -> str:
-    """Names come from outside: nothing in them is markup."""
-    for sign, name in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "&#124;")):
-        text = text.replace(sign, name)
-    return " ".join(text.split())

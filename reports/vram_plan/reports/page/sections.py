@@ -15,7 +15,7 @@ from vram_plan.reports.page.frames import (
     parts_frame,
     runs_frame,
 )
-from vram_plan.reports.page.timeline import timeline_frame
+from vram_plan.reports.page.timeline import is_sampled, timeline_frame
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -86,9 +86,9 @@ def sentence(documents: Documents) -> str:
 def sections(documents: Documents) -> list[Section]:
     """Every section that the documents have something to say in."""
     given = _Given(documents)
-    makers = (_predicted, _components, _over_time, _parts, _pareto, *_strata(), _made_again)
-    found = [make(given) for make in makers]
-    some = [section for section in found if section is not None]
+    found = [make(given) for make in (_predicted, _components, _over_time, _parts, _pareto)]
+    found += [_errors(given, stratum) for stratum in _STRATA]
+    some = [section for section in (*found, _made_again(given)) if section is not None]
     common, _ = names_of(documents)
     if common and some:
         some[0] = replace(some[0], text=f"All: {common}. {some[0].text}")
@@ -143,7 +143,7 @@ def _size(document: Mapping[str, Any]) -> int:
 
 
 def _over_time(given: _Given) -> Section | None:
-    timed = [one for one in given.documents if len(timeline_frame(one))]
+    timed = [one for one in given.documents if is_sampled(one)]
     if not timed:
         return None
     one = max(timed, key=_size)
@@ -191,10 +191,6 @@ def _pareto(given: _Given) -> Section | None:
             head=("configuration", "measured", "tokens/s", "USD per million tokens"), rows=rows
         ),
     )
-
-
-def _strata() -> list[Any]:
-    return [lambda given, name=name: _errors(given, name) for name in _STRATA]
 
 
 def _errors(given: _Given, stratum: str) -> Section | None:

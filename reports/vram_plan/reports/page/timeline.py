@@ -9,13 +9,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["downsampled", "timeline_frame"]
+__all__ = ["downsampled", "is_sampled", "timeline_frame"]
 
 _COLUMNS = {
     "used_bytes": "device (NVML)",
     "process_bytes": "process (NVML)",
     "host_bytes": "process (host)",
 }
+
+
+def is_sampled(document: Mapping[str, Any]) -> bool:
+    """Whether the sampler saw memory during the run."""
+    columns = (document.get("samples") or {}).get("columns") or {}
+    return any(isinstance(size, int | float) for name in _COLUMNS for size in columns.get(name, ()))
 
 
 def timeline_frame(document: Mapping[str, Any], most: int = 2000) -> pd.DataFrame:

@@ -51,10 +51,7 @@ class CopyingGroup(_ProcessGroup):  # type: ignore[misc]  # see above
 
     def allreduce(self, tensors: Sequence[torch.Tensor], opts: Any) -> Any:
         """Sum tensors over the ranks, in place."""
-        with aside():
-            copies = _copies(tensors)
-            self._gloo.allreduce(copies, opts).wait()
-            return _give_back(copies, tensors)
+        return _in_place(self._gloo.allreduce, tensors, opts)
 
     def allreduce_coalesced(self, tensors: Sequence[torch.Tensor], opts: Any) -> Any:
         """The same: what functional collectives call, with one tensor."""
@@ -64,10 +61,7 @@ class CopyingGroup(_ProcessGroup):  # type: ignore[misc]  # see above
 
     def broadcast(self, tensors: Sequence[torch.Tensor], opts: Any) -> Any:
         """Send one rank's tensors to all."""
-        with aside():
-            copies = _copies(tensors)
-            self._gloo.broadcast(copies, opts).wait()
-            return _give_back(copies, tensors)
+        return _in_place(self._gloo.broadcast, tensors, opts)
 
     def allgather(
         self, outputs: Sequence[Sequence[torch.Tensor]], inputs: Sequence[torch.Tensor], opts: Any
@@ -122,6 +116,13 @@ class CopyingGroup(_ProcessGroup):  # type: ignore[misc]  # see above
         with aside():
             self._gloo.barrier(opts).wait()
             return _done([])
+
+
+def _in_place(collective: Any, tensors: Sequence[torch.Tensor], opts: Any) -> Any:
+    with aside():
+        copies = _copies(tensors)
+        collective(copies, opts).wait()
+        return _give_back(copies, tensors)
 
 
 def _copies(tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
