@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vram_plan.estimator.config import TrainConfig
-from vram_plan.estimator.ledger import Entry
+from vram_plan.estimator.ledger import Entry, Place
 from vram_plan.estimator.optimizers import States
 from vram_plan.estimator.quantization import SOURCES, packed_bytes
 from vram_plan.estimator.rank import Passes
@@ -109,28 +109,9 @@ def gradient_entries(rank: Rank) -> list[Entry]:
 
 
 def optimizer_entries(states: States) -> list[Entry]:
-    """Optimizer states and the largest temporary of the step.
-
-    Paged states are in managed memory: not PyTorch's, and moved to the host when the GPU is full.
-    """
+    """Optimizer states and the largest temporary of the step."""
     return [
-        Entry(
-            component="optimizer_states",
-            name="optimizer states",
-            bytes=states.nbytes,
-            formula=states.formula,
-            source=states.source,
-            state=True,
-        ),
-        Entry(
-            component="optimizer_states",
-            name="optimizer states (paged)",
-            bytes=states.paged,
-            formula=states.formula,
-            source=states.source,
-            state=True,
-            place="host",
-        ),
+        *state_entries(states),
         Entry(
             component="temporaries",
             name="temporaries of the optimizer step",
@@ -139,6 +120,29 @@ def optimizer_entries(states: States) -> list[Entry]:
             source=states.source,
             alive=frozenset({OPTIMIZER_STEP}),
         ),
+    ]
+
+
+def state_entries(states: States) -> list[Entry]:
+    """Optimizer states.
+
+    Paged ones are in managed memory: not PyTorch's, and moved to the host when the GPU is full.
+    """
+    places: tuple[tuple[str, int, Place], ...] = (
+        ("optimizer states", states.nbytes, "device"),
+        ("optimizer states (paged)", states.paged, "host"),
+    )
+    return [
+        Entry(
+            component="optimizer_states",
+            name=name,
+            bytes=nbytes,
+            formula=states.formula,
+            source=states.source,
+            state=True,
+            place=place,
+        )
+        for name, nbytes, place in places
     ]
 
 

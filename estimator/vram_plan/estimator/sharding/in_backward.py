@@ -13,7 +13,7 @@ from dataclasses import replace
 from vram_plan.estimator.inventory import Weight
 from vram_plan.estimator.ledger import Entry
 from vram_plan.estimator.optimizers import States, optimizer_states
-from vram_plan.estimator.sharding.base import Rank
+from vram_plan.estimator.sharding.base import Rank, state_entries
 from vram_plan.estimator.step import (
     BACKWARD_FIRST,
     BACKWARD_LAST,
@@ -30,23 +30,7 @@ def update_entries(rank: Rank, states: States) -> list[Entry]:
     """The states, and what one weight's update takes while the backward pass runs."""
     weights = rank.passes.inventory.weights
     return [
-        Entry(
-            component="optimizer_states",
-            name="optimizer states",
-            bytes=states.nbytes,
-            formula=states.formula,
-            source=states.source,
-            state=True,
-        ),
-        Entry(
-            component="optimizer_states",
-            name="optimizer states (paged)",
-            bytes=states.paged,
-            formula=states.formula,
-            source=states.source,
-            state=True,
-            place="host",
-        ),
+        *state_entries(states),
         _temporary(rank, (w for w in weights if w.layered), _BLOCKS, "a block's weight"),
         _temporary(rank, (w for w in weights if not w.layered), _TABLES, "a table"),
     ]
