@@ -67,6 +67,13 @@ def test_pairs_need_a_majority_and_a_confirmation() -> None:
         judge_pairs(same, [1.0])
 
 
+def test_pairs_of_a_busy_machine_tell_nothing() -> None:
+    same, noisy = [1.0] * 5, [0.8, 1.2, 1.3, 1.1, 0.9]
+    assert judge_pairs(same, noisy).status == "suspect"
+    assert judge_pairs(same, noisy, confirmation=(same, noisy)).status == "ok"
+    assert judge_pairs(same, [0.7, 0.8, 1.3, 0.9, 0.9]).status == "ok"
+
+
 @pytest.mark.parametrize(
     ("baseline", "limit"),
     [

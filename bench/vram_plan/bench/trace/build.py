@@ -28,7 +28,10 @@ def model_config(config: Any) -> Any:
     fields = dict(config)
     if "model_type" not in fields:
         raise ValueError("config needs model_type, such as llama, gpt2, bert or t5")
-    return AutoConfig.for_model(fields.pop("model_type"), **fields)
+    made = AutoConfig.for_model(fields.pop("model_type"), **fields)
+    # T5's classes say tied whatever the file says.
+    made.has_own_head = fields.get("tie_word_embeddings") is False and made.tie_word_embeddings
+    return made
 
 
 def task_of(config: Any, task: str | None) -> str:
@@ -71,7 +74,19 @@ def bare_model(config: TraceConfig) -> Any:
             raise
     if model.config._attn_implementation != wanted:
         raise ValueError(_no_attention(config.attention, shape))
+    if getattr(shape, "has_own_head", False):
+        _untie_head(model)
     return model
+
+
+def _untie_head(model: Any) -> None:
+    """A checkpoint that holds a head of its own: loading it does not tie that one.
+
+    transformers 5.23.0 ``modeling_utils.py`` ``tie_weights``: both are there and differ. The
+    tables of encoder and decoder stay one.
+    """
+    ties = model._tied_weights_keys
+    model._tied_weights_keys = {k: v for k, v in ties.items() if not k.startswith("lm_head")}
 
 
 def _no_attention(name: str, shape: Any) -> str:
@@ -86,7 +101,8 @@ def build_model(config: TraceConfig) -> Any:
     model.train()
     policy = enable_checkpointing(model, config)
     if config.quantization != "none":
-        model = quantize_layers(model, config, DTYPES[config.autocast or config.dtype])
+        compute = config.autocast or config.compute_dtype or config.dtype
+        model = quantize_layers(model, config, DTYPES[compute])
     install_loss(model, config.loss)
     own = {id(module) for module in model.modules()}
     model = apply_method(model, config, task)

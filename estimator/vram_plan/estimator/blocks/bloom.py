@@ -47,8 +47,10 @@ def attention(f: Forward, x: Tensor, residual: Tensor) -> Tensor:
     third = fused.numel // 3
     q, k, v = (narrow(t, fused, third) for _ in range(3))
     k, v = f.how.method.keys_values(f, k, v)
-    if f.batch > 1:
-        q, k, v = copy(t, q), copy(t, k), copy(t, v)
+    if f.batch > 1:  # batch and heads become one dimension
+        q = copy(t, q)
+        if not f.how.method.prefix_tokens:  # behind their prefix (``cat``) they lie by heads
+            k, v = copy(t, k), copy(t, v)
     out, probabilities = written(f, q, k, v)
     out = f.linear("self_attention.dense", out, (hidden, hidden), bias=True, split="row")
     out = f.dropout(out, spec.hidden_dropout)
