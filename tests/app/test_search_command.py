@@ -11,7 +11,7 @@ import pytest
 
 import vram_plan.app.search_json as search_json
 from vram_plan.app.main import main
-from vram_plan.app.search_options import seconds, tokens
+from vram_plan.app.search_options import seconds
 from vram_plan.estimator.search.by_memory import by_memory
 from vram_plan.estimator.search.task import Settled, Task
 
@@ -34,6 +34,8 @@ def run(arguments: str, capsys: pytest.CaptureFixture[str], *, code: int = 0) ->
         "--objective throughput --tokens 10m",
         "--objective cost --max-usd-per-hour 3",
         "--objective time --global-batch 16 --tokens 1b --deadline 30d",
+        "--objective cost --samples 1m --epochs 3 --usd-per-gpu-hour 1.25 --deadline 30d",
+        "--objective cost --tokens 1b --usd-per-kwh 0.3 --purchase-usd 20000 --pue 1.3",
     ],
 )
 def test_json_keeps_its_schema(wish: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -67,6 +69,17 @@ def test_words_say_why_and_what_was_ruled_out(
     assert "refused: --precision bf16 on this GPU" in out
 
 
+@pytest.mark.parametrize("more", ["", "--tokens 1b", "--objective memory"])
+def test_every_line_fits_a_terminal_but_the_command(
+    more: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    out, _ = run(f"{SMALL} {more}", capsys)
+    lines = [line for line in out.splitlines() if not line.startswith("  vram-plan ")]
+    assert max(map(len, lines)) <= 80
+    assert "GiB required" in out
+
+
 def test_csv_has_a_row_for_every_plan(capsys: pytest.CaptureFixture[str]) -> None:
     rows = list(csv.DictReader(io.StringIO(run(f"{SMALL} --top 3 --format csv", capsys)[0])))
     assert [row["rank"] for row in rows if row["list"] == "best"] == ["1", "2", "3"]
@@ -92,7 +105,12 @@ def test_the_stage_and_checkpointing_are_searched_unless_said(
         ("--gpu nothing", "unknown GPU 'nothing'"),
         ("--objective speed", "choose from throughput, cost, time, memory"),
         ("--objective cost", "needs --gpu"),
-        ("--gpu t4 --deadline 3h", "--deadline needs --tokens"),
+        ("--gpu t4 --deadline 3h", "--deadline needs --tokens or --samples"),
+        ("--gpu t4 --epochs 2", "--epochs needs --samples or --tokens"),
+        ("--gpu t4 --tokens 1b --samples 5", "give one"),
+        ("--samples 5", "--samples needs --gpu"),
+        ("--gpu t4 --samples 5 --seq-len 512,1024", "give --tokens, or one length"),
+        ("--gpu t4 --usd-per-gpu-hour 0", "--usd-per-gpu-hour must be positive"),
         ("--gpu t4 --deadline soon", "write 90m, 12h or 3d"),
         ("--gpu t4 --global-batch 0", "--global-batch must be positive"),
         ("--gpu t4 --global-batch 8 --grad-accum 2", "it follows from it; drop one"),
@@ -107,6 +125,41 @@ def test_mistakes_are_one_line(
     assert not out
     assert said in err
     assert err.count("\n") == 1
+
+
+def test_the_whole_training_costs_what_the_plan_says(capsys: pytest.CaptureFixture[str]) -> None:
+    amount = "--samples 20k --epochs 2 --usd-per-gpu-hour 1.5 --usd-per-kwh 0.25 --pue 1.2"
+    arguments = f"{SMALL} --objective cost {amount} --format json"
+    best = json.loads(run(arguments, capsys)[0])["plans"][0]
+    plan = json.loads(run(f"{best['command'][10:]} --format json", capsys)[0])
+    names = ("usd_per_hour", "usd_per_million_tokens", "hours", "usd", "kwh", "usd_power")
+    for name in names:
+        assert best[name] == pytest.approx(plan["cost"][name], rel=1e-9), name
+    assert best["price_source"] == plan["cost"]["price_source"] == "--usd-per-gpu-hour"
+    assert best["usd_per_hour"] == 1.5 * best["config"]["gpus"]
+    assert plan["cost"]["tokens"] == 20_000 * 2 * 512
+
+
+def test_a_deadline_counts_samples_and_epochs(capsys: pytest.CaptureFixture[str]) -> None:
+    def hours(more: str) -> list[float]:
+        found = json.loads(
+            run(f"{SMALL} --objective cost --top 40 --format json {more}", capsys)[0]
+        )
+        return [plan["hours"] for plan in found["plans"]]
+
+    free = hours("--samples 1m --epochs 2")
+    limit = round(60 * min(free)) + 1
+    assert max(free) * 60 > limit
+    in_time = hours(f"--samples 1m --epochs 2 --deadline {limit}m")
+    assert in_time
+    assert max(in_time) * 60 <= limit
+
+
+def test_a_price_of_ones_own_opens_what_has_none(capsys: pytest.CaptureFixture[str]) -> None:
+    words = "search --model gpt2 --gpu t4 --precision fp16 --objective cost --max-usd-per-hour 5"
+    found = json.loads(run(f"{words} --gpus 1..4 --usd-per-gpu-hour 2 --format json", capsys)[0])
+    assert {plan["config"]["gpus"] for plan in found["plans"]} <= {1, 2}
+    assert all(plan["usd_per_hour"] <= 5 for plan in found["plans"])
 
 
 def test_nothing_fits_is_an_answer(capsys: pytest.CaptureFixture[str]) -> None:
@@ -134,7 +187,6 @@ def test_interrupted_prints_the_best_so_far(
 
 def test_amounts() -> None:
     assert [seconds(text) for text in ("90m", "12h", "1.5d", "2")] == [5400, 43200, 129600, 7200]
-    assert [tokens(text) for text in ("1000", "500m", "2B", "1e9")] == [1000, 5e8, 2e9, 1e9]
 
 
 @pytest.mark.parametrize(

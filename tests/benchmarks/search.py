@@ -21,14 +21,14 @@ from typing import Any
 
 RENT = {"gpus": "1..64", "gpu": "any", "zero": "any", "checkpointing": "any", "tp": "auto"}
 OWN = {"gpus": "1..64", "gpu": "a100-80gb-sxm", "zero": "any", "checkpointing": "any"}
+WHOLE = RENT | {"offload": "any"}
+"""The space of the project's target: 1,904,640 raw configurations in two seconds on one core."""
 SPACES: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
-    "what needs least": (RENT | {"offload": "any"}, {"objective": "memory"}),
-    "what to rent, fastest": (RENT | {"offload": "any"}, {"objective": "throughput"}),
-    "what to rent, cheapest": (RENT | {"offload": "any"}, {"objective": "cost"}),
-    "the same at $40 an hour": (
-        RENT | {"offload": "any"},
-        {"objective": "throughput", "max_usd_per_hour": 40.0},
-    ),
+    "what needs least": (WHOLE, {"objective": "memory"}),
+    "what to rent, fastest": (WHOLE, {"objective": "throughput"}),
+    "what to rent, soonest": (WHOLE, {"objective": "time"}),
+    "what to rent, cheapest": (WHOLE, {"objective": "cost"}),
+    "the same at $40 an hour": (WHOLE, {"objective": "throughput", "max_usd_per_hour": 40.0}),
     "which optimizer, fastest": (
         RENT | {"optimizer": "adamw,adamw-8bit,lion"},
         {"objective": "throughput"},
@@ -50,7 +50,15 @@ def one(name: str) -> None:
     found = search(space, Wish(**wish))
     seconds = time.process_time() - before
     figures = {"raw": space.raw, "seconds": seconds, "ledgers": found.examined}
-    print(json.dumps(figures | {"fitting": found.fitting, "front": len(found.front)}))
+    figures |= {"fitting": found.fitting, "front": len(found.front), "yardstick": _yardstick()}
+    print(json.dumps(figures))
+
+
+def _yardstick() -> float:
+    """CPU seconds of a million additions in Python: how fast this machine is just now."""
+    before = time.process_time()
+    sum(number * number for number in range(1_000_000))
+    return time.process_time() - before
 
 
 def calculon() -> None:
@@ -77,9 +85,10 @@ def main() -> None:
         found = json.loads(out)
         rate = found["raw"] / found["seconds"]
         print(
-            f"{name}: {found['raw']:,} raw configurations in {found['seconds']:.2f} s CPU, "
-            f"{rate:,.0f} a second; {found['ledgers']:,} ledgers, {found['fitting']:,} plans, "
-            f"front of {found['front']}",
+            f"{name} ({SPACES[name][1]['objective']}): {found['raw']:,} raw configurations in "
+            f"{found['seconds']:.2f} s CPU, {rate:,.0f} a second; {found['ledgers']:,} ledgers, "
+            f"{found['fitting']:,} plans, front of {found['front']}; a million additions took "
+            f"{found['yardstick']:.2f} s",
             flush=True,
         )
     calculon()

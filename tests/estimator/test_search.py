@@ -22,6 +22,7 @@ from vram_plan.estimator.search.space import Space, parse_space
 from vram_plan.estimator.search.speed import Modelled, Speed
 from vram_plan.estimator.search.trial import MOST_SEQUENCES
 from vram_plan.estimator.search.wish import Found, Wish
+from vram_plan.estimator.speed.cost import Workload
 from vram_plan.profiles.gpus import GpuSpec, find_gpu, load_gpus
 from vram_plan.profiles.models import resolve_model
 
@@ -48,7 +49,13 @@ class Toy:
     def rough(self, config: TrainConfig, gpu: GpuSpec, work: Hashable) -> float:
         return self.least(config, gpu, work) / 2
 
-    def at_least(self, config: TrainConfig, batch: tuple[int, int], work: Hashable) -> float | None:
+    def at_least(
+        self,
+        config: TrainConfig,
+        batch: tuple[int, int],
+        work: Hashable,
+        most: TrainConfig | None = None,
+    ) -> float | None:
         return self.seconds_per_token(replace(config, micro_batch=batch[0], grad_accum=batch[1]))
 
     def least(self, config: TrainConfig, gpu: GpuSpec, work: Hashable) -> float:
@@ -58,7 +65,7 @@ class Toy:
 
 
 RANGES: dict[str, st.SearchStrategy[str]] = {
-    "gpus": st.sampled_from(["1", "8", "1..4", "2,8,16", "1,3,9", "4,8,12"]),
+    "gpus": st.sampled_from(["1", "8", "1..4", "2,8,16", "1,3,9", "4,8,12", "8..32:8"]),
     "zero": st.sampled_from(["none", "any", "0,2", "3", "none,1,3"]),
     "fsdp": st.sampled_from(["none", "any", "none,full-shard"]),
     "checkpointing": st.sampled_from(["none", "any", "none,full"]),
@@ -83,7 +90,7 @@ def questions(draw: st.DrawFn) -> tuple[Space, Wish]:
         top=draw(st.integers(1, 6)),
         global_batch=draw(st.sampled_from([None, None, 12, 16])),
         max_usd_per_hour=draw(st.sampled_from([None, None, 5.0, 20.0])),
-        tokens=10**9,
+        workload=Workload(tokens=10**9, usd_per_gpu_hour=draw(st.sampled_from([None, None, 1.5]))),
         deadline_seconds=draw(st.sampled_from([None, None, 4e-6, 1e-5])),
     )
     return space, wish

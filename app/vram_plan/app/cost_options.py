@@ -72,6 +72,13 @@ def workload_options(function: Function) -> Function:
     return function
 
 
+def cost_options(function: Function) -> Function:
+    """Add those of the amount and the prices alone."""
+    for name, settings in reversed(_OPTIONS):
+        function = click.option(name, **settings)(function)
+    return function
+
+
 def take_workload(values: dict[str, Any]) -> Any:
     """Take the options out of ``values``; None if none was given.
 

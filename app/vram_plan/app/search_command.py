@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
 import click
 
+from vram_plan.app.cost_options import NAMES as COSTS
+from vram_plan.app.cost_options import cost_options, take_workload
 from vram_plan.app.exchange.options import export_options, take_exchange
 from vram_plan.app.progress import Progress
-from vram_plan.app.search_options import ranges, seconds, space_of, tokens
-from vram_plan.estimator.search.space import MOST_RAW
+from vram_plan.app.search_options import ranges, seconds, space_of
+from vram_plan.estimator.refusals import option
+from vram_plan.estimator.search.space import MOST_RAW, Space
 from vram_plan.estimator.search.wish import OBJECTIVES, Wish
 
 _FORMATS = {
@@ -30,8 +34,8 @@ _FORMATS = {
 )
 @click.option("--global-batch", type=int, metavar="N", help="Sequences in one optimizer step.")
 @click.option("--max-usd-per-hour", type=float, metavar="USD", help="Rent of all GPUs, at most.")
-@click.option("--tokens", metavar="N", help="Tokens of the whole run: 500m, 2b.")
-@click.option("--deadline", metavar="TIME", help="When they have to be done: 90m, 12h, 3d.")
+@click.option("--deadline", metavar="TIME", help="When all is to be trained: 90m, 12h, 3d.")
+@cost_options
 @click.option("--top", type=int, default=5, metavar="N", help="Plans to print.  [default: 5]")
 @click.option(
     "--format",
@@ -63,8 +67,12 @@ def search(context: click.Context, /, model: str, format_: str, yes: bool, **val
     from vram_plan.profiles.models import resolve_model
 
     try:
-        exchange, wish = take_exchange(values), _wish(values)
+        exchange = take_exchange(values)
+        costs = {name: values[name] for name in COSTS if values[name] is not None}
+        wish = _wish(values)
         space = space_of(resolve_model(model), values, model)
+        _refuse_lengths(space, wish)
+        space = replace(space, typed={**space.typed, **costs})  # the command says them too
         _refuse_many(space.raw, yes)
         progress = Progress()
         found = find(space, wish, progress=progress)
@@ -83,13 +91,15 @@ def search(context: click.Context, /, model: str, format_: str, yes: bool, **val
 
 def _wish(values: dict[str, Any]) -> Wish:
     """Takes what is wanted out of the options."""
+    from vram_plan.estimator.speed.cost import Workload
+
     objective = values.pop("objective") or ("throughput" if values.get("gpu") else "memory")
     wish = Wish(
         objective=objective,
         top=values.pop("top"),
         global_batch=values.pop("global_batch"),
         max_usd_per_hour=values.pop("max_usd_per_hour"),
-        tokens=tokens(values.pop("tokens")),
+        workload=take_workload(values) or Workload(),
         deadline_seconds=seconds(values.pop("deadline")),
     )
     if wish.global_batch is not None and values.get("grad_accum") is not None:
@@ -100,6 +110,16 @@ def _wish(values: dict[str, Any]) -> Wish:
             "several or any"
         )
     return wish
+
+
+def _refuse_lengths(space: Space, wish: Wish) -> None:
+    """Samples of different lengths are different amounts of work: nothing to compare by."""
+    several = [name for name in ("seq_len", "source_len") if len(space.values(name)) > 1]
+    if several and wish.workload.samples is not None:
+        raise ValueError(
+            f"--samples with several values of {option(several[0])}: a sample would be of any of "
+            "these lengths; give --tokens, or one length"
+        )
 
 
 def _refuse_many(raw: int, yes: bool) -> None:

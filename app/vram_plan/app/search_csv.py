@@ -19,6 +19,8 @@ _FIGURES = (
     "usd_per_million_tokens",
     "hours",
     "usd",
+    "kwh",
+    "usd_power",
     "command",
 )
 

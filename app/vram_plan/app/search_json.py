@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Any
 
 import click
@@ -10,6 +11,7 @@ import click
 from vram_plan.app.search_options import command_line
 from vram_plan.estimator.search.space import Space
 from vram_plan.estimator.search.wish import MILLION, Candidate, Found, Wish
+from vram_plan.estimator.speed.cost import cost_at
 from vram_plan.profiles.gpus import GpuSpec
 
 SCHEMA = "vram-plan/search/1"
@@ -30,8 +32,8 @@ def to_document(space: Space, wish: Wish, found: Found) -> dict[str, Any]:
         "constraints": {
             "global_batch": wish.global_batch,
             "max_usd_per_hour": wish.max_usd_per_hour,
-            "tokens": wish.tokens,
             "deadline_seconds": wish.deadline_seconds,
+            **asdict(wish.workload),
         },
         "space": {
             "raw_configurations": found.raw,
@@ -54,7 +56,9 @@ def to_document(space: Space, wish: Wish, found: Found) -> dict[str, Any]:
 def plan_document(space: Space, wish: Wish, plan: Candidate) -> dict[str, Any]:
     """One plan with its figures."""
     each, usd = plan.seconds_per_token, plan.usd_per_token
-    run = wish.tokens
+    run = wish.tokens(plan.config)
+    cost = None if each is None else cost_at(plan.config, 1 / each, wish.workload)
+    bought = cost.break_even if cost else None
     return {
         "config": plan.config.options(),
         "required_bytes": plan.required_bytes,
@@ -65,6 +69,10 @@ def plan_document(space: Space, wish: Wish, plan: Candidate) -> dict[str, Any]:
         "usd_per_million_tokens": None if usd is None else usd * MILLION,
         "hours": None if each is None or run is None else each * run / 3600,
         "usd": None if usd is None or run is None else usd * run,
+        "kwh": cost.kwh if cost else None,
+        "usd_power": cost.usd_power if cost else None,
+        "break_even_months": bought.months if bought else None,
+        "price_source": cost.price_source if cost else "",
         "command": command_line(space, plan),
     }
 

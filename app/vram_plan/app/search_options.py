@@ -21,7 +21,6 @@ RANGED = frozenset({*CHOICES, *NUMBERS, "gpu", "micro_batch"})
 """Options that take ranges."""
 _ENGINES = ("engine", "zero", "fsdp", "ds_config")
 _UNITS = {"m": 60, "h": 3600, "d": 86400, "": 3600}
-_SIZES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
 _METAVARS = {"gpu": "NAMES|any", "micro_batch": "RANGE|auto", "gpus": "RANGE"}
 
 
@@ -71,26 +70,14 @@ def seconds(text: str | None) -> float | None:
     return float(match[1]) * _UNITS[match[2]]
 
 
-def tokens(text: str | None) -> int | None:
-    """``1000000``, ``500m``, ``2b``, ``1e9``.
-
-    Raises:
-        ValueError: anything else.
-    """
-    if text is None:
-        return None
-    match = re.fullmatch(r"(\d+(?:\.\d+)?(?:e\d{1,2})?)([kmbt]?)", text.strip().lower())
-    if match is None:
-        raise ValueError(f"--tokens {text}: write 1000000, 500m, 2b or 1e9")
-    return round(float(match[1]) * _SIZES[match[2]])
-
-
 def spelled(name: str, value: object) -> str:
     """An option as it is typed."""
     from vram_plan.profiles.gpus import GpuSpec
 
     if value is None:
         return f"{option(name)} none"
+    if isinstance(value, float):
+        return f"{option(name)} {value:.15g}"
     return f"{option(name)} {value.name if isinstance(value, GpuSpec) else value}"
 
 

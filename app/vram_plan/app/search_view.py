@@ -14,6 +14,7 @@ from vram_plan.estimator.search.tally import MISSES, REFUSED, Out
 from vram_plan.estimator.search.trial import Trial
 from vram_plan.estimator.search.why import Alternative, alternatives
 from vram_plan.estimator.search.wish import MILLION, Candidate, Found, Wish
+from vram_plan.estimator.speed.cost import Workload
 from vram_plan.profiles.gpus import GpuSpec
 
 _MOST_REASONS = 12
@@ -45,9 +46,16 @@ def _constraints(wish: Wish) -> str:
         parts.append(f"global batch {wish.global_batch:,}")
     if wish.max_usd_per_hour is not None:
         parts.append(f"at most ${wish.max_usd_per_hour:,.2f} an hour")
-    if wish.deadline_seconds is not None and wish.tokens is not None:
-        parts.append(f"{wish.tokens:,} tokens within {_duration(wish.deadline_seconds)}")
+    if wish.deadline_seconds is not None:
+        parts.append(f"{_amount(wish.workload)} within {_duration(wish.deadline_seconds)}")
     return "".join(f" · {part}" for part in parts)
+
+
+def _amount(workload: Workload) -> str:
+    times = "" if workload.epochs == 1 else f" × {workload.epochs:g} epochs"
+    if workload.samples is not None:
+        return f"{workload.samples:,.0f} samples{times}"
+    return f"{workload.tokens or 0:,.0f} tokens{times}"
 
 
 def space_lines(space: Space, wish: Wish) -> list[str]:
@@ -92,10 +100,18 @@ def _grid(title: str, space: Space, wish: Wish, plans: tuple[Candidate, ...]) ->
     heads = ["", "GPUs", "plan", "batch", "required", "free"]
     if timed:
         heads += ["tokens/s", "$/hour", "$/M tokens"]
-        heads += ["time", "cost"] if wish.tokens is not None else []
+        heads += ["time", "cost"] if wish.sets_amount else []
     rows = []
+    shared = _shared(space, plans)
+    if shared:
+        title += f"; all with {_words(space, plans[0], shared)}"
+    names = [name for name in _recipe_names(space) if name not in shared]
+    if not names and shared:
+        heads.remove("plan")
     for number, plan in enumerate(plans, 1):
-        row = [str(number), machine(plan), recipe(space, plan), batch(plan)]
+        row = [str(number), machine(plan)]
+        row += [recipe(space, plan, names)] if "plan" in heads else []
+        row.append(batch(plan))
         row += [gib(plan.required_bytes, 1), _free(plan)]
         rows.append((*row, *(_figures(wish, plan) if timed else ())))
     return Grid(
@@ -109,12 +125,26 @@ def machine(plan: Candidate) -> str:
     return f"{config.gpus} × {config.gpu.name}" if config.gpu else str(config.gpus)
 
 
-def recipe(space: Space, plan: Candidate) -> str:
-    """The options that were searched, without the machine and the batch."""
+def recipe(space: Space, plan: Candidate, names: list[str] | None = None) -> str:
+    """The options that were searched, or some, without the machine and the batch."""
+    names = _recipe_names(space) if names is None else names
+    return _words(space, plan, names) if names else plan.config.engine
+
+
+def _recipe_names(space: Space) -> list[str]:
+    return [name for name in space.ranges if name not in {"gpus", "gpu"}]
+
+
+def _shared(space: Space, plans: tuple[Candidate, ...]) -> list[str]:
+    """Searched options that have one value in all of several plans."""
+    chosen = [space.at(plan.order) for plan in plans]
+    if len(chosen) < 2:
+        return []
+    return [name for name in _recipe_names(space) if len({at[name] for at in chosen}) == 1]
+
+
+def _words(space: Space, plan: Candidate, names: list[str]) -> str:
     at = space.at(plan.order)
-    names = [name for name in space.ranges if name not in {"gpus", "gpu"}]
-    if not names:
-        return plan.config.engine
     return ", ".join(
         f"{name.replace('_', '-')} {'none' if at[name] is None else at[name]}" for name in names
     )
@@ -138,10 +168,10 @@ def _figures(wish: Wish, plan: Candidate) -> tuple[str, ...]:
         "—" if plan.usd_per_hour is None else f"{plan.usd_per_hour:,.2f}",
         "—" if usd is None else f"{usd * MILLION:,.3f}",
     ]
-    if wish.tokens is not None:
-        each = plan.seconds_per_token
-        cells.append("—" if each is None else _duration(each * wish.tokens))
-        cells.append("—" if usd is None else f"${usd * wish.tokens:,.2f}")
+    tokens, each = wish.tokens(plan.config), plan.seconds_per_token
+    if tokens is not None:
+        cells.append("—" if each is None else _duration(each * tokens))
+        cells.append("—" if usd is None else f"${usd * tokens:,.2f}")
     return tuple(cells)
 
 
@@ -169,21 +199,21 @@ def _told(wish: Wish, best: Candidate, other: Alternative) -> str:
     value = other.value.name if isinstance(other.value, GpuSpec) else other.value
     word = "none" if value is None else value
     if isinstance(other.outcome, Out):
-        return f"{word} {out_words(other.outcome)}"
-    return f"{word} {_behind(wish, best, other.outcome)}"
+        return f"{word}: {out_words(other.outcome)}"
+    return f"{word}: {_behind(wish, best, other.outcome)}"
 
 
 def out_words(out: Out) -> str:
     """Why something is out, in a few words."""
     if out.reason == MISSES:
         return f"misses by {gib(out.missing or 0)}"
-    return "is refused" if out.reason.startswith(REFUSED) else f"({out.reason})"
+    return "refused" if out.reason.startswith(REFUSED) else out.reason
 
 
 def _behind(wish: Wish, best: Candidate, other: Candidate) -> str:
     mine, its = best.worth(wish.objective), other.worth(wish.objective)
     if its == mine:
-        return "is equal"
+        return "equal"
     if wish.objective == "memory":
         return signed_gib(its - mine)
     if its == float("inf"):
@@ -203,7 +233,7 @@ def _because(wish: Wish, best: Candidate, other: Candidate) -> str:
     total = sum(mine.values())
     if not name or more[name] < 0.001 * total:
         return ""
-    return f" ({name} takes {100 * more[name] / total:.1f} % of the first's step more)"
+    return f" ({100 * more[name] / total:.1f} % of the first's step more in {name})"
 
 
 def _differs(space: Space, best: Candidate, other: Candidate) -> str:

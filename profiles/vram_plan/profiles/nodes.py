@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 from types import MappingProxyType
 
 from vram_plan.profiles.gpus import GpuSpec, load_gpus
@@ -93,6 +93,7 @@ def find_node(name: str) -> NodeSpec:
     return node
 
 
+@lru_cache(maxsize=4096)
 def default_node(gpu: GpuSpec, gpus_per_node: int) -> NodeSpec:
     """The machine assumed around a GPU when the user names none.
 

@@ -10,13 +10,14 @@ both cost and time needs no look at all.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from functools import partial
 from heapq import heappop, heappush
 
 from vram_plan.estimator.config import TrainConfig
 from vram_plan.estimator.search import tally
-from vram_plan.estimator.search.cells import Machine, Runnable
+from vram_plan.estimator.search.cells import Machine, Runnable, grows_by_nodes
 from vram_plan.estimator.search.task import Outcome, Settled, Task
-from vram_plan.estimator.search.trial import Batch, at_most, batches, describe
+from vram_plan.estimator.search.trial import MOST_SEQUENCES, Batch, at_most, batches, describe
 from vram_plan.profiles.gpus import GpuSpec
 
 Floor = Callable[[TrainConfig, GpuSpec, Hashable], float]
@@ -53,17 +54,48 @@ def _look(task: Task, machine: Machine, rough: _Floors, least: _Floors) -> Settl
     yield tally.Out(tally.BEATEN), left
 
 
-def _as_on_more(task: Task, one: Runnable, machine: Machine) -> float | Outcome:
-    """Seconds per token at least with what fits on more GPUs; 0 where that is not known."""
+def _as_on_any(task: Task, one: Runnable, machine: Machine) -> float | Outcome:
+    """Seconds per token at least on whatever number of nodes, worked out once for all of them."""
+    if task.limits_batches or not grows_by_nodes(one.example):
+        return 0.0
+    assert machine.gpu is not None
+    key = (one.recipe, one.example.engine, machine.gpu.name)
+    if key not in task.on_any:
+        task.on_any[key] = _family(task, one, machine)
+    found = task.on_any[key]
+    if isinstance(found, float):
+        return found / machine.gpus
+    return found
+
+
+def _family(task: Task, one: Runnable, machine: Machine) -> float | tally.Out:
+    """GPU-seconds per token at least, from the fewest nodes to the most."""
     config = task.config(one, machine)
-    needs = task.needs.of(one.recipe, config)
-    missing = needs.misses()
+    few, most = (
+        ends(config, one.recipe) for ends in (task.cells.on_fewest_nodes, task.cells.on_most)
+    )
+    needs = task.needs.of(one.recipe, few)
+    missing = needs.misses(lambda: most, nearest=False)
     if missing > 0:
         return tally.Out(tally.MISSES, describe(config), missing)
-    seen = needs.seen()
-    if not seen or batches(task.trial(one, config), config) is not None:
+    batch = (needs.on_more(MOST_SEQUENCES, lambda: most, nearest=False), config.grad_accum)
+    seconds = task.speed.at_least(few, batch, task.work(one), most)
+    if seconds is None:
+        return tally.Out(tally.NO_SPEED, describe(config))
+    return seconds * few.gpus
+
+
+def _as_on_more(task: Task, one: Runnable, machine: Machine) -> float | Outcome:
+    """Seconds per token at least with what fits on more GPUs."""
+    config = task.config(one, machine)
+    needs = task.needs.of(one.recipe, config)
+    top = partial(task.cells.on_most, config, one.recipe)
+    missing = needs.misses(top)
+    if missing > 0:
+        return tally.Out(tally.MISSES, describe(config), missing)
+    if batches(task.trial(one, config), config) is not None:
         return 0.0
-    return _seconds(task, one, config, (seen, config.grad_accum))
+    return _seconds(task, one, config, (needs.on_more(MOST_SEQUENCES, top), config.grad_accum))
 
 
 def _on_lines(task: Task, one: Runnable, machine: Machine) -> float | Outcome:
@@ -79,6 +111,7 @@ def _seconds(task: Task, one: Runnable, config: TrainConfig, batch: Batch) -> fl
 
 
 _NEARER: tuple[Callable[[Task, Runnable, Machine], float | Outcome], ...] = (
+    _as_on_any,
     _as_on_more,
     _on_lines,
     Task.judge,
@@ -92,13 +125,19 @@ class _Floors:
     def __init__(self, task: Task, floor: Floor) -> None:
         self._task = task
         self._floor = floor
+        self._best: dict[tuple[Hashable, str], float] = {}
         self._known: dict[tuple[Hashable, str], list[tuple[Runnable, float]]] = {}
         self._single: dict[tuple[Hashable, str], float] = {}
 
     def best(self, machine: Machine) -> float:
         """Of any recipe."""
-        found = self.of(machine)
-        return found[0][1] if found else 0.0
+        assert machine.gpu is not None
+        key = (machine.kind, machine.gpu.name)
+        if key not in self._best:
+            works = self._task.works_on(machine.kind)
+            floors = (self._one(work, one, machine.gpu) for work, one in works.items())
+            self._best[key] = min(floors, default=0.0)
+        return self._best[key]
 
     def worth(self, machine: Machine) -> float:
         """What the objective can be at best."""
@@ -119,14 +158,13 @@ class _Floors:
         key = (machine.kind, machine.gpu.name)
         if key not in self._known:
             found = [
-                (one, self._one(one, machine.gpu))
+                (one, self._one(self._task.work(one), one, machine.gpu))
                 for one in self._task.cells.runnable[machine.kind]
             ]
             self._known[key] = sorted(found, key=lambda pair: pair[1])
         return self._known[key]
 
-    def _one(self, one: Runnable, gpu: GpuSpec) -> float:
-        work = self._task.work(one)
+    def _one(self, work: Hashable, one: Runnable, gpu: GpuSpec) -> float:
         key = (work, gpu.name)
         if key not in self._single:
             self._single[key] = self._floor(one.example, gpu, work)

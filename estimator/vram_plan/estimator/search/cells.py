@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 from vram_plan.estimator.config import TrainConfig
 from vram_plan.estimator.search import tally
-from vram_plan.estimator.search.likeness import gpu_traits, gpus_traits
+from vram_plan.estimator.search.likeness import gpu_traits, gpus_traits, recipe_traits
 from vram_plan.estimator.search.rent import priced_out, usd_per_hour
 from vram_plan.estimator.search.space import Space
+from vram_plan.estimator.search.variant import varied
 from vram_plan.estimator.search.wish import Wish
 from vram_plan.profiles.gpus import GpuSpec
 
@@ -59,7 +60,12 @@ class Cells:
         alike: dict[Hashable, list[Machine]] = defaultdict(list)
         for machine in self.machines:
             alike[machine.kind].append(machine)
+        traits_of = recipe_traits(space)
+        self._traits = [traits_of(recipe) for recipe in self.recipes]
+        self._resolved: dict[Hashable, Runnable | tally.Out] = {}
         self.runnable = {kind: self._resolve(members, counts) for kind, members in alike.items()}
+        self._ends = self._outermost(alike)
+        self._known: dict[tuple[int, int], TrainConfig] = {}
 
     def _machines(self, wish: Wish, counts: tally.Tally) -> tuple[Machine, ...]:
         traits, found = gpus_traits(self.space), []
@@ -68,22 +74,57 @@ class Cells:
             if dear:
                 counts.add(dear, len(self.recipes))
                 continue
-            rent = usd_per_hour(gpus, gpu)
+            rent = usd_per_hour(wish, gpus, gpu)
             found.append(Machine(index, gpus, gpu, rent, (traits(gpus), gpu_traits(gpu))))
         return tuple(found)
 
     def _resolve(self, members: list[Machine], counts: tally.Tally) -> tuple[Runnable, ...]:
         """Recipes that run on the first of some machines, and so on all of them."""
         first, found = members[0], []
-        bought = {"gpus": first.gpus, "gpu": first.gpu}
-        for index, recipe in enumerate(self.recipes):
-            try:
-                config = self.space.config(bought | recipe)
-            except ValueError as error:
-                counts.add(tally.refusal(str(error), first.gpu), len(members))
-                continue
-            found.append(Runnable(index, config))
+        has_bf16 = gpu_traits(first.gpu)
+        for index, traits in enumerate(self._traits):
+            key = (index, traits(first.gpus), has_bf16)
+            if key not in self._resolved:
+                self._resolved[key] = self._try(index, first)
+            one = self._resolved[key]
+            if isinstance(one, Runnable):
+                found.append(one)
+            else:
+                counts.add(one, len(members))
         return tuple(found)
+
+    def _try(self, recipe: int, machine: Machine) -> Runnable | tally.Out:
+        try:
+            return Runnable(recipe, self.config(recipe, machine))
+        except ValueError as error:
+            return tally.refusal(str(error), machine.gpu)
+
+    def _outermost(self, alike: dict[Hashable, list[Machine]]) -> dict[Hashable, Machine]:
+        """Where a recipe runs on the most GPUs, and on the fewest of several nodes (key: 0)."""
+        found: dict[Hashable, Machine] = {}
+        for kind, members in alike.items():
+            few, many = (by(members, key=lambda machine: machine.gpus) for by in (min, max))
+            for one in self.runnable[kind]:
+                key = (one.recipe, one.example.engine, one.example.pp)
+                if key not in found or found[key].gpus < many.gpus:
+                    found[key] = many
+                if grows_by_nodes(one.example) and found.get((*key, 0), few).gpus >= few.gpus:
+                    found[*key, 0] = few
+        return found
+
+    def on_most(self, config: TrainConfig, recipe: int) -> TrainConfig:
+        """A recipe on the most GPUs it runs on with the engine and stages of ``config``."""
+        return self._on(self._ends[recipe, config.engine, config.pp], config, recipe)
+
+    def on_fewest_nodes(self, config: TrainConfig, recipe: int) -> TrainConfig:
+        """The same on the fewest GPUs of several nodes."""
+        return self._on(self._ends[recipe, config.engine, config.pp, 0], config, recipe)
+
+    def _on(self, machine: Machine, config: TrainConfig, recipe: int) -> TrainConfig:
+        key = (recipe, machine.index)
+        if key not in self._known:
+            self._known[key] = self.config(recipe, machine)
+        return varied(self._known[key], gpu=config.gpu, node=config.node)
 
     def order(self, recipe: int, machine: Machine) -> int:
         """The place of a configuration in the space."""
@@ -97,3 +138,13 @@ class Cells:
         """A configuration, resolved."""
         bought = {"gpus": machine.gpus, "gpu": machine.gpu}
         return self.space.config(bought | self.recipes[recipe])
+
+
+def grows_by_nodes(config: TrainConfig) -> bool:
+    """Whether its ranks are in several machines, and more of them only means more data ranks.
+
+    Then the data ranks of a machine are as many on any number of machines, and what each sends
+    takes no less time with more of them.
+    """
+    even = config.gpus_per_node % config.tp == 0
+    return config.gpus > config.gpus_per_node and even and config.pp * config.cp * config.ep == 1

@@ -8,12 +8,14 @@ they ask of the kind of GPU: whether it has bf16. A test holds this to every com
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from functools import cache
 from itertools import product
 from math import prod
 
 from vram_plan.estimator.config import TrainConfig
 from vram_plan.estimator.overhead import workspace_bytes
-from vram_plan.estimator.search.space import Space
+from vram_plan.estimator.search.space import Assignment, Space
+from vram_plan.estimator.sharding.megatron import before_hopper
 from vram_plan.profiles.gpus import GpuSpec
 
 _DEGREES = ("tp", "pp", "cp")
@@ -37,6 +39,29 @@ def gpus_traits(space: Space) -> Callable[[int], Hashable]:
     return traits
 
 
+def recipe_traits(space: Space) -> Callable[[Assignment], Callable[[int], Hashable]]:
+    """The same for one recipe, which asks after its own degrees alone."""
+    if "device-map" in space.values("engine") or "naive" in space.values("pp_schedule"):
+        return lambda recipe: lambda gpus: gpus
+
+    @cache
+    def traits(degrees: tuple[int, ...], node: int) -> Callable[[int], Hashable]:
+        divisors = sorted({prod(degrees), *degrees} - {1})
+
+        def of(gpus: int) -> Hashable:
+            even = (gpus % node == 0, gpus < node, gpus == node)
+            return (gpus == 1, tuple(gpus % divisor == 0 for divisor in divisors), even)
+
+        return of
+
+    def own(recipe: Assignment) -> Callable[[int], Hashable]:
+        said = {**space.fixed, **recipe}
+        degrees = tuple(said.get(name) or 1 for name in _DEGREES)
+        return traits(degrees, said.get("gpus_per_node") or _DEFAULT_NODE)
+
+    return own
+
+
 def gpu_traits(gpu: GpuSpec | None) -> bool:
     """Equal for two kinds of GPU: refused alike."""
     return gpu is None or gpu.supports_bf16
@@ -44,5 +69,9 @@ def gpu_traits(gpu: GpuSpec | None) -> bool:
 
 def memory_traits(config: TrainConfig) -> Hashable:
     """Equal for two kinds of GPU: the same ledger."""
-    architecture = config.gpu.architecture if config.gpu and config.engine == "megatron" else ""
-    return (workspace_bytes(config), architecture)
+    return (workspace_bytes(config), ledger_traits(config))
+
+
+def ledger_traits(config: TrainConfig) -> bool:
+    """Equal for two kinds of GPU: the same ledger but for cuBLAS' workspaces."""
+    return config.engine == "megatron" and before_hopper(config)

@@ -1,9 +1,9 @@
 """How fast a configuration is, and how fast it could be at best without computing much.
 
-The kernels of a pass take max(operations, bytes) each, so the seconds of a pass are convex in the
-micro-batch b: the straight line through b = 1 and b = 2 lies nowhere above them further on. Two
-tapes of a kind of work thus bound it for every b, on every number of GPUs and for every sharding of
-states, which change what travels and not what is computed.
+The kernels of a pass take max(operations, bytes) each, so but for rounding the seconds of a pass
+are convex in the micro-batch b: the line through b = 1 and b = 2 lies nowhere above them further
+on. Two tapes of a kind of work thus bound it for every b, on every number of GPUs and for every
+sharding of states, which change what travels and not what is computed.
 """
 
 from __future__ import annotations
@@ -13,17 +13,26 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from vram_plan.estimator.config import TrainConfig
-from vram_plan.estimator.rank import run_passes, treat
+from vram_plan.estimator.rank import Passes, run_passes
+from vram_plan.estimator.search.sent import Sent
+from vram_plan.estimator.search.variant import varied
 from vram_plan.estimator.speed.bubble import ratio
 from vram_plan.estimator.speed.exposure import exposed
 from vram_plan.estimator.speed.optimizer_step import optimizer_seconds
-from vram_plan.estimator.speed.phases import chain_work, passing
+from vram_plan.estimator.speed.phases import Passing, chain_work, passing
 from vram_plan.estimator.speed.roofline import peak_flops
 from vram_plan.estimator.speed.step_time import sharing, step_time, tokens_per_step
-from vram_plan.estimator.speed.traffic import NotModelled, transfers
-from vram_plan.estimator.speed.work import Work
+from vram_plan.estimator.speed.traffic import NotModelled
+from vram_plan.estimator.speed.work import Kernel, Work
 from vram_plan.profiles.efficiency import curves_of
 from vram_plan.profiles.gpus import GpuSpec
+
+_TILE = 32
+_ROUNDING = 0.999
+"""Tensors are rounded up to 512 bytes, two perhaps and many not: by so little a line may lie above
+the seconds of a pass."""
+_LAUNCHES = 0.99
+"""Share of the kernels of one sequence that any number of them has: a few depend on sizes."""
 
 
 class Speed(Protocol):
@@ -41,16 +50,30 @@ class Speed(Protocol):
     def least(self, config: TrainConfig, gpu: GpuSpec, work: Hashable) -> float:
         """The same, nearer: whatever the micro-batch, the number of GPUs and what travels."""
 
-    def at_least(self, config: TrainConfig, batch: tuple[int, int], work: Hashable) -> float | None:
-        """Seconds per token at least with a micro-batch no larger than this; None: not modelled."""
+    def at_least(
+        self,
+        config: TrainConfig,
+        batch: tuple[int, int],
+        work: Hashable,
+        most: TrainConfig | None = None,
+    ) -> float | None:
+        """Seconds per token at least with a micro-batch no larger than this; None: not modelled.
+
+        With ``most``, the same on the most machines, it holds (times the GPUs) for every number of
+        machines from one to the other: each rank's share of states is no less than on ``most``.
+        """
 
 
 @dataclass(frozen=True, slots=True)
 class _Line:
-    """Seconds of a pass by micro-batch: those of one sequence, and of each one more at least."""
+    """Seconds of a pass by micro-batch: those of one sequence, and of each one more at least.
+
+    ``launches``: what the host takes at least, however little the device has to do.
+    """
 
     one: float
     more: float
+    launches: float
 
     @property
     def floor(self) -> float:
@@ -59,15 +82,22 @@ class _Line:
 
     def at(self, micro_batch: int) -> float:
         """At least, with so many sequences."""
-        return self.one + (micro_batch - 1) * self.more
+        return max(self.one + (micro_batch - 1) * self.more, self.launches)
+
+
+def _line(one: float, two: float, launched: float) -> _Line:
+    return _Line(_ROUNDING * one, _ROUNDING * (two - one), _LAUNCHES * launched)
 
 
 class Modelled:
     """The step time of the plan, and floors of it."""
 
     def __init__(self) -> None:
-        self._works: dict[Hashable, tuple[_Tape, _Tape]] = {}
+        self._kinds: dict[Hashable, tuple[int, Passes]] = {}
+        self._works: dict[tuple[Hashable, int], _Tape] = {}
         self._known: dict[tuple[Hashable, str], tuple[_Line, _Line]] = {}
+        self._launched: dict[Hashable, tuple[float, float]] = {}
+        self._sent = Sent()
 
     def seconds_per_token(self, config: TrainConfig) -> float | None:
         """From the step time."""
@@ -75,22 +105,15 @@ class Modelled:
         return None if step is None else 1 / step.tokens_per_second
 
     def work(self, config: TrainConfig) -> Hashable:
-        """How every module is treated, and the shape of one sequence on a rank."""
-        return (
-            treat(config),
-            config.engine,
-            config.seq_len,
-            config.source_len,
-            config.cp,
-            config.pp,
-            config.checkpointing,
-            config.offload == "activations",
-            config.grad_accum == 1,
-        )
+        """A number for each different pass of one sequence, however states are sharded."""
+        passes = _passes(config, 1)
+        key = (id(passes), config.cp, config.seq_len, config.source_len)
+        number, _ = self._kinds.setdefault(key, (len(self._kinds), passes))
+        return number
 
     def rough(self, config: TrainConfig, gpu: GpuSpec, work: Hashable) -> float:
         """Its operations at the peak."""
-        flops = self._tapes(config, work)[0].flops
+        flops = self._tape(config, work, 1).flops
         seconds = sum(each / peak_flops(gpu, itemsize) for itemsize, each in flops)
         return seconds * _ranks_per_token(config)
 
@@ -99,44 +122,65 @@ class Modelled:
         forward, backward = self._lines(config, gpu, work)
         return (forward.floor + backward.floor) * _ranks_per_token(config)
 
-    def at_least(self, config: TrainConfig, batch: tuple[int, int], work: Hashable) -> float | None:
+    def at_least(
+        self,
+        config: TrainConfig,
+        batch: tuple[int, int],
+        work: Hashable,
+        most: TrainConfig | None = None,
+    ) -> float | None:
         """The step time with the passes on their line."""
-        config = replace(config, micro_batch=batch[0], grad_accum=batch[1])
+        config = varied(config, micro_batch=batch[0], grad_accum=batch[1])
+        most = most or config
         gpu, waves = config.gpu, config.grad_accum
         assert gpu is not None
         lines = self._lines(config, gpu, work)
         forward, backward = (line.at(config.micro_batch) / config.pp * waves for line in lines)
-        tape, curves = self._tapes(config, work)[0], curves_of(gpu)
-        learning, tensors = tape.learning / config.pp / sharing(config), tape.tensors / config.pp
+        tape, two = (self._tape(config, work, b) for b in (1, 2))
+        curves = curves_of(gpu)
+        learning, tensors = tape.learning / config.pp / sharing(most), tape.tensors / config.pp
         step = optimizer_seconds(config, learning, gpu, curves, tensors=tensors)
         phases = {"forward": forward, "backward": backward, "step": step}
         try:
-            waited = exposed(transfers(config), phases, curves.contention)
+            host = tape.host + (batch[0] - 1) * (two.host - tape.host)
+            sent = self._sent.at_least(config, host, most)
+            waited = exposed(sent, phases, curves.contention)
         except NotModelled:
             return None
         idle = ratio(config) * (forward + backward) if config.pp > 1 else 0.0
         seconds = forward + backward + step + sum(waited.values()) + idle
         return seconds / tokens_per_step(config)
 
-    def _tapes(self, config: TrainConfig, key: Hashable) -> tuple[_Tape, _Tape]:
+    def _tape(self, config: TrainConfig, work: Hashable, micro_batch: int) -> _Tape:
+        key = (work, micro_batch)
         if key not in self._works:
-            one, two = (_tape(replace(config, micro_batch=b)) for b in (1, 2))
-            self._works[key] = (one, two)
+            self._works[key] = _tape(config, micro_batch)
         return self._works[key]
+
+    def _launches(self, config: TrainConfig, gpu: GpuSpec, work: Hashable) -> tuple[float, float]:
+        """Launches of a pass, as many as it takes seconds where one takes a second."""
+        if work not in self._launched:
+            found = _passing(config, self._tape(config, work, 1), gpu, launch_seconds=1.0)
+            self._launched[work] = (found.forward, found.backward)
+        return self._launched[work]
 
     def _lines(self, config: TrainConfig, gpu: GpuSpec, work: Hashable) -> tuple[_Line, _Line]:
         key = (work, gpu.name)
         if key not in self._known:
-            curves = curves_of(gpu)
-            one, two = (
-                passing(tape.kernels, gpu, curves, key_ranks=config.cp, scale=tape.scale)
-                for tape in self._tapes(config, work)
-            )
+            each = curves_of(gpu).launch_seconds
+            tapes = [self._tape(config, work, b) for b in (1, 2)]
+            one, two = (_passing(config, tape, gpu, launch_seconds=0.0) for tape in tapes)
+            forward, backward = self._launches(config, gpu, work)
             self._known[key] = (
-                _Line(one.forward, two.forward - one.forward),
-                _Line(one.backward, two.backward - one.backward),
+                _line(one.forward, two.forward, forward * each),
+                _line(one.backward, two.backward, backward * each),
             )
         return self._known[key]
+
+
+def _passing(config: TrainConfig, tape: _Tape, gpu: GpuSpec, *, launch_seconds: float) -> Passing:
+    curves = replace(curves_of(gpu), launch_seconds=launch_seconds)
+    return passing(tape.kernels, gpu, curves, key_ranks=config.cp, scale=tape.scale)
 
 
 def parts_per_token(config: TrainConfig) -> dict[str, float]:
@@ -152,11 +196,12 @@ class _Tape:
     """One micro-batch through all stages.
 
     Attributes:
-        kernels: with how often each runs.
+        kernels: with how often each runs, none padded.
         flops: operations by bytes per element of their factors.
         scale: nominal parameters of a size class over those of its representative shape.
         learning: parameters that learn.
         tensors: that they are spread over.
+        host: bytes of activations that wait in host memory.
     """
 
     kernels: Work
@@ -164,22 +209,38 @@ class _Tape:
     scale: float
     learning: int
     tensors: int
+    host: int
 
 
-def _tape(config: TrainConfig) -> _Tape:
-    passes = run_passes(config, keeps_gradients=config.grad_accum == 1)
+def _passes(config: TrainConfig, micro_batch: int) -> Passes:
+    one = varied(config, micro_batch=micro_batch)
+    return run_passes(one, keeps_gradients=config.grad_accum == 1)
+
+
+def _tape(config: TrainConfig, micro_batch: int) -> _Tape:
+    passes = _passes(config, micro_batch)
     inventory, kernels = passes.inventory, chain_work(passes.links)
     flops: dict[int, float] = {}
     for kernel, count in kernels:
         times = count * inventory.scale * (config.cp if kernel.kind == "attention" else 1)
         flops[kernel.itemsize] = flops.get(kernel.itemsize, 0.0) + kernel.flops * times
     return _Tape(
-        kernels=kernels,
+        kernels=tuple((_unpadded(kernel), count) for kernel, count in kernels),
         flops=tuple((itemsize, each) for itemsize, each in flops.items() if each),
         scale=inventory.scale,
         learning=inventory.numel(trainable=True),
         tensors=inventory.tensors(trainable=True),
+        host=passes.host,
     )
+
+
+def _unpadded(kernel: Kernel) -> Kernel:
+    """The same operations in whole tiles: with rows and columns filled up nothing is convex."""
+    if not kernel.flops or kernel.kind == "attention":
+        return kernel
+    inner = kernel.shape[2]
+    tiles = int(kernel.flops / (2 * _TILE * _TILE * inner))
+    return replace(kernel, shape=(tiles, _TILE, inner, _TILE))
 
 
 def _ranks_per_token(config: TrainConfig) -> float:

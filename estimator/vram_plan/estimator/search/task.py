@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 
 from vram_plan.estimator.config import TrainConfig
@@ -13,6 +13,7 @@ from vram_plan.estimator.search.needs import Needs
 from vram_plan.estimator.search.speed import Speed
 from vram_plan.estimator.search.standings import Standings
 from vram_plan.estimator.search.trial import Trial, judge
+from vram_plan.estimator.search.variant import varied
 from vram_plan.estimator.search.wish import Candidate, Wish
 from vram_plan.profiles.nodes import default_node
 
@@ -35,13 +36,26 @@ class Task:
     speed: Speed
 
     works: dict[int, Hashable] = field(default_factory=dict)
+    on_any: dict[Hashable, float | tally.Out] = field(default_factory=dict)
+    by_kind: dict[Hashable, dict[Hashable, Runnable]] = field(default_factory=dict)
     configs: dict[tuple[int, int, Hashable], TrainConfig] = field(default_factory=dict)
+
+    @property
+    def limits_batches(self) -> bool:
+        """Whether some micro-batches may not be taken."""
+        return self.cells.space.micro_batches is not None or self.wish.global_batch is not None
 
     def work(self, one: Runnable) -> Hashable:
         """The kind of work of a recipe, worked out once."""
         if id(one) not in self.works:
             self.works[id(one)] = self.speed.work(one.example)
         return self.works[id(one)]
+
+    def works_on(self, kind: Hashable) -> dict[Hashable, Runnable]:
+        """The kinds of work that run on machines of a kind, each with a recipe."""
+        if kind not in self.by_kind:
+            self.by_kind[kind] = {self.work(one): one for one in self.cells.runnable[kind]}
+        return self.by_kind[kind]
 
     def config(self, one: Runnable, machine: Machine) -> TrainConfig:
         """A configuration, resolved; the kind of GPU decides its machine alone."""
@@ -52,7 +66,7 @@ class Task:
         if gpu is None or gpu == found.gpu:
             return found
         node = found.node if self.cells.space.fixed.get("node") else _node(gpu, found.gpus_per_node)
-        return replace(found, gpu=gpu, node=node)
+        return varied(found, gpu=gpu, node=node)
 
     def judge(self, one: Runnable, machine: Machine) -> Candidate | tally.Out:
         """What becomes of a recipe on a machine."""

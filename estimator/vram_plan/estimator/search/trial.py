@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from vram_plan.estimator.config import TrainConfig
@@ -13,6 +13,7 @@ from vram_plan.estimator.search.rent import usd_per_hour
 from vram_plan.estimator.search.room import Need, need, room
 from vram_plan.estimator.search.space import Space
 from vram_plan.estimator.search.speed import Modelled, Speed
+from vram_plan.estimator.search.variant import varied
 from vram_plan.estimator.search.wish import Candidate, Wish
 
 MOST_SEQUENCES = 1_048_576
@@ -34,7 +35,7 @@ class Plain:
 
     def __call__(self, config: TrainConfig, micro_batch: int, accum: int) -> Need:
         """From the ledger."""
-        return need(replace(config, micro_batch=micro_batch, grad_accum=accum))
+        return need(varied(config, micro_batch=micro_batch, grad_accum=accum))
 
     def likely(self, most: int) -> int:
         """No guess."""
@@ -61,7 +62,7 @@ class Chosen:
     def chosen(self) -> TrainConfig:
         """The configuration with its micro-batch."""
         micro_batch, accum = self.batch
-        return replace(self.config, micro_batch=micro_batch, grad_accum=accum)
+        return varied(self.config, micro_batch=micro_batch, grad_accum=accum)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,16 +92,18 @@ def _appraise(trial: Trial, order: int, chosen: Chosen) -> Candidate | tally.Out
         each = trial.speed.seconds_per_token(config)
         if each is None:
             return tally.Out(tally.NO_SPEED, describe(config))
-    if wish.deadline_seconds is not None and wish.tokens is not None:
+    if wish.deadline_seconds is not None:
+        tokens = wish.tokens(config)
         assert each is not None
-        if each * wish.tokens > wish.deadline_seconds:
+        assert tokens is not None
+        if each * tokens > wish.deadline_seconds:
             return tally.Out(tally.TOO_LATE, describe(config))
     return Candidate(
         order=order,
         config=config,
         required_bytes=chosen.need.required,
         usable_bytes=None if config.gpu is None else config.gpu.usable_bytes,
-        usd_per_hour=usd_per_hour(config.gpus, config.gpu),
+        usd_per_hour=usd_per_hour(wish, config.gpus, config.gpu),
         seconds_per_token=each,
     )
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from vram_plan.estimator.config import TrainConfig
+from vram_plan.estimator.speed.cost import Workload
 
 OBJECTIVES = ("throughput", "cost", "time", "memory")
 MILLION = 10**6
@@ -21,7 +22,7 @@ class Wish:
         top: how many plans are wanted.
         global_batch: sequences in one optimizer step over all ranks; accumulation follows from it.
         max_usd_per_hour: what the GPUs may cost together.
-        tokens: tokens of the whole run.
+        workload: how much is trained, at prices that the user knows better than the catalogue.
         deadline_seconds: seconds the whole run may take.
     """
 
@@ -29,20 +30,29 @@ class Wish:
     top: int = 5
     global_batch: int | None = None
     max_usd_per_hour: float | None = None
-    tokens: int | None = None
+    workload: Workload = field(default_factory=Workload)
     deadline_seconds: float | None = None
 
     def __post_init__(self) -> None:
         if self.objective not in OBJECTIVES:
             raise ValueError(f"--objective {self.objective}: choose from {', '.join(OBJECTIVES)}")
-        positive = ("top", "global_batch", "max_usd_per_hour", "tokens", "deadline_seconds")
+        positive = ("top", "global_batch", "max_usd_per_hour", "deadline_seconds")
         for name in positive:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 spelled = name.removesuffix("_seconds").replace("_", "-")
                 raise ValueError(f"--{spelled} must be positive, got {value}")
-        if self.deadline_seconds is not None and self.tokens is None:
-            raise ValueError("--deadline needs --tokens: how many tokens have to be done by then")
+        if self.deadline_seconds is not None and not self.sets_amount:
+            raise ValueError("--deadline needs --tokens or --samples: what has to be done by then")
+
+    @property
+    def sets_amount(self) -> bool:
+        """Whether it is known how much is trained."""
+        return self.workload.tokens is not None or self.workload.samples is not None
+
+    def tokens(self, config: TrainConfig) -> float | None:
+        """Of the whole run, as a configuration counts them; None: nobody said how much."""
+        return self.workload.total_tokens(config)
 
     @property
     def wants_front(self) -> bool:

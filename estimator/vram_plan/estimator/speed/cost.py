@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from vram_plan.estimator.config import TrainConfig
     from vram_plan.estimator.speed.step_time import StepTime
 
-__all__ = ["BreakEven", "Cost", "Workload", "cost_of"]
+__all__ = ["BreakEven", "Cost", "Workload", "cost_at", "cost_of"]
 
 SECONDS_PER_HOUR = 3600.0
 HOURS_PER_MONTH = 365.25 * 24 / 12
@@ -122,18 +122,24 @@ def cost_of(
     config: TrainConfig, step: StepTime | None, workload: Workload | None = None
 ) -> Cost | None:
     """The cost of a configuration; None without ``--gpu`` or where the step is not modelled."""
-    gpu, workload = config.gpu, workload or Workload()
-    if gpu is None or step is None:
+    if step is None:
+        return None
+    return cost_at(config, step.tokens_per_second, workload or Workload())
+
+
+def cost_at(config: TrainConfig, tokens_per_second: float, workload: Workload) -> Cost | None:
+    """The cost of a configuration that trains so many tokens a second; None without a GPU."""
+    if config.gpu is None:
         return None
     rent, source = _rent(config, workload)
     hourly = None if rent is None else rent * config.gpus
     tokens = workload.total_tokens(config)
-    hours = None if tokens is None else tokens / step.tokens_per_second / SECONDS_PER_HOUR
+    hours = None if tokens is None else tokens / tokens_per_second / SECONDS_PER_HOUR
     kwh = _energy(config, workload, hours)
     priced = kwh is not None and workload.usd_per_kwh is not None
     return Cost(
         usd_per_hour=hourly,
-        usd_per_million_tokens=_per_million(hourly, step.tokens_per_second),
+        usd_per_million_tokens=_per_million(hourly, tokens_per_second),
         price_source=source,
         tokens=tokens,
         hours=hours,

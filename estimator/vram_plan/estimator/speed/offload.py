@@ -36,7 +36,13 @@ from vram_plan.estimator.speed.transfer import (
     Transfer,
 )
 
-__all__ = ["cpu_update_seconds", "offload_transfers"]
+__all__ = [
+    "cpu_update_seconds",
+    "of_activations",
+    "of_states",
+    "offload_transfers",
+    "sends_activations",
+]
 
 SERVER_PARAMETERS_PER_S = 72.7e9 / 4 / 10
 DESKTOP_PARAMETERS_PER_S = 1.1365e9 / (3.13 - 1.27)
@@ -48,15 +54,21 @@ _STATES = 3
 
 def offload_transfers(config: TrainConfig) -> tuple[Transfer, ...]:
     """Copies over the host link and to disks, and the update on the processor."""
-    found: list[Transfer] = []
-    if config.offload in {"optimizer", "optimizer+params"}:
-        if config.engine in {"fsdp1", "fsdp2"}:
-            found += _fsdp(config)
-        else:
-            found += _zero(Shares(fullest_rank(config)))
-    if config.offload == "activations" or config.checkpointing == "offload":
-        found += _activations(config)
-    return tuple(found)
+    return (*of_states(config), *(_activations(config) if sends_activations(config) else ()))
+
+
+def of_states(config: TrainConfig) -> tuple[Transfer, ...]:
+    """Copies of weights, gradients and states, and the update: whatever the micro-batch."""
+    if config.offload not in {"optimizer", "optimizer+params"}:
+        return ()
+    if config.engine in {"fsdp1", "fsdp2"}:
+        return tuple(_fsdp(config))
+    return tuple(_zero(Shares(fullest_rank(config))))
+
+
+def sends_activations(config: TrainConfig) -> bool:
+    """Whether saved tensors go to the host."""
+    return config.offload == "activations" or config.checkpointing == "offload"
 
 
 def cpu_update_seconds(config: TrainConfig, parameters: float) -> float:
@@ -157,12 +169,12 @@ def _fsdp(config: TrainConfig) -> list[Transfer]:
     return found
 
 
-def _activations(config: TrainConfig) -> list[Transfer]:
-    """Saved tensors: torch's ``save_on_cpu`` copies on the stream that computes, and waits."""
+def _activations(config: TrainConfig) -> tuple[Transfer, ...]:
     passes = run_passes(config, keeps_gradients=config.grad_accum == 1)
-    name = "activations to the host"
-    times = config.grad_accum
-    return [
-        _copy(config, name, float(passes.host), times, None),
-        _copy(config, "activations from the host", float(passes.host), times, None),
-    ]
+    return of_activations(config, float(passes.host))
+
+
+def of_activations(config: TrainConfig, nbytes: float) -> tuple[Transfer, ...]:
+    """Saved tensors: torch's ``save_on_cpu`` copies on the stream that computes, and waits."""
+    names = ("activations to the host", "activations from the host")
+    return tuple(_copy(config, name, nbytes, config.grad_accum, None) for name in names)

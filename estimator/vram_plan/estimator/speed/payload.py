@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields
 from functools import lru_cache
+from operator import attrgetter
+from typing import Any
 
 from vram_plan.estimator.chain import Link
 from vram_plan.estimator.config import TrainConfig
@@ -28,13 +30,30 @@ __all__ = [
 
 def fullest_rank(config: TrainConfig) -> Rank:
     """The rank of the pipeline stage with the most weights; they do not depend on the data."""
-    small = replace(config, loss="hf", micro_batch=1, seq_len=1, source_len=1, cp=1, grad_accum=1)
-    whole = _weights(replace(small, gpus=config.gpus // config.cp, gpu=None, node=None))
-    return replace(whole, config=config)
+    whole = _weights(config.gpus // config.cp, _OF_WEIGHTS(config))
+    return Rank(config=config, passes=whole.passes, waiting=whole.waiting)
 
 
-@lru_cache(maxsize=256)
-def _weights(config: TrainConfig) -> Rank:
+_DATA: dict[str, Any] = {
+    "loss": "hf",
+    "micro_batch": 1,
+    "seq_len": 1,
+    "source_len": 1,
+    "cp": 1,
+    "grad_accum": 1,
+}
+"""What only tokens depend on, as small as can be."""
+_NAMES = tuple(
+    one.name
+    for one in fields(TrainConfig)
+    if one.name not in {*_DATA, "gpus", "gpu", "node", "assumptions"}
+)
+_OF_WEIGHTS = attrgetter(*_NAMES)
+
+
+@lru_cache(maxsize=1024)
+def _weights(gpus: int, values: tuple[Any, ...]) -> Rank:
+    config = TrainConfig(**_DATA, gpus=gpus, **dict(zip(_NAMES, values, strict=True)))
     passes = run_passes(config, keeps_gradients=True)
     if config.pp == 1:
         return Rank(config=config, passes=passes)

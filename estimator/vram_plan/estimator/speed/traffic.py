@@ -13,7 +13,7 @@ from vram_plan.estimator.speed.offload import offload_transfers
 from vram_plan.estimator.speed.techniques import context, experts, pipeline, tensor
 from vram_plan.estimator.speed.transfer import NotModelled, Transfer
 
-__all__ = ["NotModelled", "Transfer", "transfers"]
+__all__ = ["NotModelled", "Transfer", "of_data", "of_splits", "transfers"]
 
 _DATA = {
     "ddp": "ddp",
@@ -38,12 +38,19 @@ def transfers(config: TrainConfig) -> tuple[Transfer, ...]:
     """
     if not config.training:
         return ()
-    found: list[Transfer] = []
-    if config.gpus > 1:
-        if config.engine in _DATA:
-            name = f"vram_plan.estimator.speed.techniques.{_DATA[config.engine]}"
-            found += import_module(name).transfers(config)
-        for split in _SPLITS:
-            found += split.transfers(config)
-    found += offload_transfers(config)
-    return tuple(found)
+    return (*of_data(config), *of_splits(config), *offload_transfers(config))
+
+
+def of_data(config: TrainConfig) -> tuple[Transfer, ...]:
+    """What data-parallel ranks exchange: weights and gradients, whatever the micro-batch."""
+    if config.gpus == 1 or config.engine not in _DATA:
+        return ()
+    name = f"vram_plan.estimator.speed.techniques.{_DATA[config.engine]}"
+    return tuple(import_module(name).transfers(config))
+
+
+def of_splits(config: TrainConfig) -> tuple[Transfer, ...]:
+    """What tensor, pipeline, context and expert ranks exchange: bytes of the micro-batch."""
+    if config.gpus == 1:
+        return ()
+    return tuple(one for split in _SPLITS for one in split.transfers(config))
