@@ -90,6 +90,7 @@ def test_stored_runs_are_compared(
     run(once(["--gpu", "a100-80gb-sxm"], tmp_path), capsys)
     out, _ = run(["compare", "--store", str(tmp_path)], capsys)
     assert "one rank of 8" in out
+    assert "not told apart" in out
     assert "crash: gone" in out
     assert "peak allocated: error over 2 runs" in out
     found = json.loads(run(["compare", "--store", str(tmp_path), "--format", "json"], capsys)[0])
@@ -114,6 +115,7 @@ def test_stored_runs_are_compared(
         (["run", "--model", "gpt2", "--ranks", "virtual:1", "--device", "cpu"], "virtual:8"),
         (["run", "--model", "gpt2", "--gpu", "voodoo", "--device", "cpu"], "voodoo"),
         (["run", "--model", "gpt2", "--repeats", "100000", "--device", "cpu"], "add --yes"),
+        (["run", "--model", "gpt2", "--calibration", "x.toml", "--device", "cpu"], "leave it out"),
         (["list", "--store", "/nowhere/at/all"], "no such folder"),
         (["run", "--model", "gpt2", "--steps", "0", "--device", "cpu"], "steps"),
     ],

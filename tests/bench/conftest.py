@@ -51,6 +51,14 @@ TINY = LLAMA | {
 SHAPES: dict[str, dict[str, Any]] = {"llama": LLAMA, "gpt2": GPT2, "bert": BERT, "t5": T5}
 
 
+@pytest.fixture(autouse=True)
+def no_profile_of_this_machine(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What somebody has calibrated here decides no test."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.getbasetemp() / "no-profile"))
+
+
 @pytest.fixture
 def shapes() -> dict[str, dict[str, Any]]:
     """Model type → its configuration."""

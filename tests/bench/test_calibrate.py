@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from vram_plan.app.main import main
+from vram_plan.bench.calibrate import machine as calibrating
 from vram_plan.bench.calibrate.check import FINE_TUNES, Checked
+from vram_plan.bench.calibrate.collective_rank import KINDS, group_sizes
+from vram_plan.bench.calibrate.collectives import fit_links, measure_links, timings
 from vram_plan.bench.calibrate.fit import best_rate, fit_products, fit_steps
 from vram_plan.bench.calibrate.micro import Product
 from vram_plan.bench.calibrate.minimize import nelder_mead
 from vram_plan.bench.calibrate.reference import Step, configured
+from vram_plan.estimator.speed.collectives import sent_bytes
 from vram_plan.estimator.speed.step_time import step_time
+from vram_plan.profiles.collective_rates import CollectiveRate, MeasuredLinks
 from vram_plan.profiles.efficiency import load_curves
 from vram_plan.profiles.gpus import find_gpu
 from vram_plan.profiles.machine import THIS, Machine, write_machine
@@ -87,3 +93,93 @@ def test_the_command_line_plans_for_a_profile(
     assert '"tokens_per_second"' in capsys.readouterr().out
     assert run([*told, "--gpu", "l4"]) == 2
     assert "leave --gpu out" in capsys.readouterr().err
+
+
+def test_timings_give_back_latency_and_rate() -> None:
+    rows = [
+        {
+            "kind": kind,
+            "ranks": ranks,
+            "bytes": nbytes,
+            "seconds": 3e-5 * ranks + sent_bytes(kind, nbytes, ranks) / 2e11,
+        }
+        for kind in KINDS
+        for ranks in (2, 8)
+        for nbytes in (32 * 2**10, 2**20, 2**24, 2**28)
+    ]
+    rows[0]["seconds"] = 1.0  # something else ran: a larger message was quicker
+    found = fit_links(rows)
+    assert len(found.rates) == 10
+    for one in found.rates:
+        assert one.latency_seconds == pytest.approx(3e-5 * one.ranks, rel=0.02)
+        assert one.bytes_per_s == pytest.approx(2e11, rel=0.02)
+
+
+def test_groups_of_a_machine() -> None:
+    assert [group_sizes(ranks) for ranks in (2, 4, 6, 8)] == [[2], [2, 4], [2, 4, 6], [2, 4, 8]]
+
+
+def test_two_real_ranks_are_timed(
+    monkeypatch: pytest.MonkeyPatch, own_processes: Callable[[], list[int]]
+) -> None:
+    """gloo between two processes of this computer: every collective, and nothing is left."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    found = measure_links("cpu", 2)
+    assert {one.kind for one in found.rates} == set(KINDS)
+    assert {one.ranks for one in found.rates} == {2}
+    assert own_processes() == []
+
+
+def test_ranks_that_cannot_meet_are_ended(own_processes: Callable[[], list[int]]) -> None:
+    with pytest.raises(ValueError, match=r"collectives between 2 ranks: rank \d failed: .*one of"):
+        timings("gpu-of-tomorrow", 2)
+    with pytest.raises(ValueError, match=r"not finished after 0\.2 s"):
+        timings("cpu", 2, limit=0.2)
+    assert own_processes() == []
+
+
+@pytest.mark.parametrize(("ranks", "measured"), [(None, False), (1, False), (2, True)])
+def test_a_cpu_is_one_rank_unless_more_are_asked_for(
+    monkeypatch: pytest.MonkeyPatch, ranks: int | None, measured: bool
+) -> None:
+    links = MeasuredLinks(rates=())
+    monkeypatch.setattr(calibrating, "measure_links", lambda device, ranks: links)
+    heard: list[str] = []
+    found = calibrating._links("cpu", ranks, heard.append)
+    assert (found is links) == measured
+    assert bool(heard) == measured
+
+
+def test_failed_collectives_do_not_lose_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(device: str, ranks: int) -> MeasuredLinks:
+        raise ValueError("rank 1 failed: no network")
+
+    monkeypatch.setattr(calibrating, "measure_links", fail)
+    heard: list[str] = []
+    assert calibrating._links("cuda", 8, heard.append) is None
+    assert "rank 1 failed: no network" in heard[-1]
+
+
+def test_a_plan_counts_with_measured_links(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Twice the latency and half the rate: the all-reduce of DDP takes twice as long."""
+    gpu = replace(GPU, name=THIS, kind="workstation", rental_usd_per_hour=None, purchase_usd=None)
+    curves = replace(load_curves()[0], name=THIS, contention=1.0)  # nothing is hidden
+
+    def exchanged(latency: float, rate: float) -> float:
+        links = MeasuredLinks(
+            rates=(
+                CollectiveRate(
+                    kind="all-reduce", ranks=2, latency_seconds=latency, bytes_per_s=rate
+                ),
+            )
+        )
+        path = str(tmp_path / f"{rate:g}.toml")
+        write_machine(Machine(gpu=gpu, curves=curves, links=links), path)
+        told = ["--model", "llama-3.2-1b", "--gpus", "2", "--calibration", path]
+        assert run([*told, "--format", "json"]) == 0
+        parts: dict[str, float] = json.loads(capsys.readouterr().out)["step"]["parts"]
+        return parts["communication_all_reduce"]
+
+    assert exchanged(2e-4, 1e10) == pytest.approx(2 * exchanged(1e-4, 2e10))

@@ -1,11 +1,14 @@
 """Stored runs beside their predictions, and what a run says of itself."""
 
 import math
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from vram_plan.bench.runs.boundary import expanded, largest_batch
+from vram_plan.bench.runs.calibrated import calibrated_seconds
 from vram_plan.bench.runs.compare import boundaries, comparison
 from vram_plan.bench.runs.failures import Failure
 from vram_plan.bench.runs.job import Job
@@ -13,6 +16,9 @@ from vram_plan.bench.runs.launch import Ended
 from vram_plan.bench.runs.record import measurement_of
 from vram_plan.bench.runs.steadiness import verdict
 from vram_plan.bench.runs.window import timed_window
+from vram_plan.profiles.efficiency import curves_of, load_curves
+from vram_plan.profiles.gpus import find_gpu
+from vram_plan.profiles.machine import THIS, Machine, this_file, write_machine
 
 OOM = Failure(outcome="oom", message="CUDA out of memory", whose="torch", requested_bytes=2**30)
 
@@ -63,6 +69,38 @@ def test_where_host_and_device_are_one_nothing_is_compared() -> None:
     assert found["runs"][0]["allocated"]["error"] is None
     assert found["summary"]["allocated"]["n"] == 0
     assert "one memory" in found["runs"][0]["notes"][0]
+
+
+CPU_OPTIONS = {"seq_len": 32, "attention": "eager", "precision": "fp32", "weights_dtype": "fp32"}
+
+
+def test_the_profile_of_this_machine_predicts_the_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of a CPU for runs on a CPU; one of another device is not used."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    job = Job(model="gpt2", layers=2, options=CPU_OPTIONS)
+
+    def predicted(**changes: Any) -> Any:
+        card = replace(find_gpu("a100-80gb-sxm"), name=THIS, rental_usd_per_hour=None)
+        gpu = replace(card, kind="workstation", purchase_usd=None, **changes)
+        curves = replace(load_curves()[0], name=THIS)
+        write_machine(Machine(gpu=gpu, curves=curves), this_file())
+        curves_of.cache_clear()
+        return comparison([document(job)])["runs"][0]
+
+    run = predicted(architecture="CPU")
+    assert run["step"]["predicted"] > 0
+    assert run["step"]["error"] is not None
+    assert "profile" in run["notes"][0]
+    assert predicted()["step"]["predicted"] is None
+    assert Job(model="gpt2", device="cuda", options={"gpu": THIS}).predict().config.gpu is None
+
+    a100, l4 = Job(model="gpt2", device="cuda"), find_gpu("l4").name
+    config = a100.predict().config
+    assert calibrated_seconds(config, "cuda", "a100-80gb-sxm") is not None
+    assert calibrated_seconds(config, "cuda", l4) is None
+    assert calibrated_seconds(config, "cuda", None) is None
 
 
 def test_the_boundary_that_was_found() -> None:
@@ -151,5 +189,15 @@ def test_samples_are_cut_to_the_timed_steps() -> None:
     assert found["slowed_share"] == pytest.approx(1 / 3)
     assert found["throttled"] is True
     assert found["gpu_percent"] is None
+    others = {
+        "gpu1_energy_joules": [5.0 * n for n in range(20)],
+        "gpu1_throttle_reasons": [0x40] * 20,
+        "gpu1_power_watts": [1.0] * 20,
+    }
+    node = timed_window({"started": 105.0, "columns": columns | others}, marks, 1, 2)
+    assert node is not None
+    assert (node["joules"], node["slowed_share"], node["power_watts"]) == (30.0, 1.0, 700.0)
+    lost = {"started": 105.0, "columns": columns, "gpus": [{"uuid": "GPU-1"}, None]}
+    assert (timed_window(lost, marks, 1, 2) or {})["joules"] is None
     assert timed_window(None, marks, 1, 2) is None
     assert timed_window({"started": 105.0, "columns": {}}, marks[:2], 1, 2) is None

@@ -54,6 +54,8 @@ def test_the_trainer_allocates_what_the_plan_says(tiny_model: str) -> None:
     assert max(found["instants"].values()) == pytest.approx(predicted, rel=0.03)
     assert len(found["step_seconds"]) == 2
     assert found["losses"][1] < found["losses"][0]
+    assert found["states"]["weights"] == 4 * found["parameters"]
+    assert found["states"]["optimizer_states"] >= 8 * found["parameters"]
     assert {"forward", "loss", "backward", "gradient_clipping", "optimizer_step"} <= set(
         found["instants"]
     )

@@ -4,6 +4,7 @@ import errno
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -156,3 +157,25 @@ def test_an_impossible_cell_does_not_stop_the_sweep(
     assert cells[1].measurement is not None
     assert cells[1].measurement.outcome == "ok"
     assert list(Store(tmp_path).finished()) == [fine.key]
+
+
+def test_two_sweeps_at_once_lose_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both may make a run that neither has stored yet: then it is there twice, under two names."""
+
+    def end(job: Job, **how: object) -> Ended:
+        return Ended(result=GOOD, failure=None, stage="save", seconds=1.0, log="")
+
+    monkeypatch.setattr(sweeping, "launch", end)
+    jobs = [Job(model="gpt2", options={"seq_len": length}) for length in range(8, 20)]
+
+    def swept(order: list[Job]) -> list[str]:
+        cells = list(sweep(order, Store(tmp_path)))
+        return [str((one.measurement.run or {})["id"]) for one in cells if one.measurement]
+
+    with ThreadPoolExecutor(2) as both:
+        made = [one for found in both.map(swept, (jobs, jobs[::-1])) for one in found]
+    stored = [one["run"]["id"] for one in Store(tmp_path).documents() if isinstance(one, dict)]
+    assert sorted(stored) == sorted(made)
+    assert len(set(made)) == len(made)
+    assert Store(tmp_path).finished().keys() == {job.key for job in jobs}
+    assert swept(jobs) == []

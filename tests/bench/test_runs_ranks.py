@@ -35,6 +35,10 @@ def test_a_virtual_rank_allocates_what_a_real_one_does(tiny_model: str) -> None:
     assert seen["instants"] == pytest.approx(other["instants"], abs=SCALARS)
     assert len(other["step_seconds"]) == 1
     assert other["losses"][1] < other["losses"][0]
+    assert seen["states"] == other["states"]
+    components = virtual.predict().memory.components
+    for name in ("weights", "master_weights", "optimizer_states"):
+        assert seen["states"][name] == pytest.approx(components[name], rel=0.01)
     record = measurement_of(virtual, virtual.predict(), found[virtual.ranks]).to_document()
     assert record["virtual_ranks"] == 2
     assert record["step_seconds"] == record["losses"] == []

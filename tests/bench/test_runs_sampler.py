@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from vram_plan.bench.runs.nvml import Gpu, NoNvmlError
+from vram_plan.bench.runs.nvml import Gpu, NoNvmlError, every_gpu
 from vram_plan.bench.runs.sampler import Sampler, columns, resident_bytes, tree
 
 
@@ -98,7 +98,7 @@ def test_a_process_is_sampled_until_it_ends(tmp_path: Path) -> None:
 def test_a_gpu_that_is_not_there_is_told(tmp_path: Path) -> None:
     worker = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(30)"])
     try:
-        sampler = Sampler(worker.pid, tmp_path, uuid="GPU-none")
+        sampler = Sampler(worker.pid, tmp_path, uuids=["GPU-none"])
         deadline = time.monotonic() + 30
         while time.monotonic() < deadline and not columns(sampler.path).get("columns"):
             time.sleep(0.1)
@@ -108,6 +108,62 @@ def test_a_gpu_that_is_not_there_is_told(tmp_path: Path) -> None:
         worker.wait()
     assert seen["gpu"] is None
     assert seen["gpu_reason"]
+
+
+_NODE = """
+from types import SimpleNamespace as Facts
+NVML_CLOCK_SM, NVML_TEMPERATURE_GPU, nvmlMemory_v2 = 1, 0, 2
+class NVMLError(Exception): ...
+def nvmlInit(): ...
+def nvmlShutdown(): ...
+def nvmlDeviceGetHandleByUUID(uuid):
+    if uuid == "GPU-lost":
+        raise NVMLError("GPU is lost")
+    return int(uuid.removeprefix("GPU-"))
+def nvmlDeviceGetUUID(handle): return f"GPU-{handle}"
+def nvmlDeviceGetMemoryInfo(handle, version=None):
+    return Facts(total=80, used=10 + handle, free=70 - handle, reserved=1)
+def __getattr__(name):
+    if not name.startswith("nvml"):
+        raise AttributeError(name)
+    def silent(*given, **named):
+        raise NVMLError("Not Supported")
+    return silent
+"""
+"""NVML of a machine with several GPUs, for a process of its own: each holds what its name says."""
+
+
+def test_every_gpu_of_a_run_is_sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real sampler asks all GPUs that it is told of; one that is lost is told, not fatal."""
+    (tmp_path / "pynvml.py").write_text(_NODE, encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    worker = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(30)"])
+    try:
+        sampler = Sampler(worker.pid, tmp_path, uuids=["GPU-3", "GPU-lost", "GPU-5"])
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline and not columns(sampler.path).get("columns"):
+            time.sleep(0.1)
+        seen = sampler.stop()
+    finally:
+        worker.kill()
+        worker.wait()
+    assert seen["gpu"]["uuid"] == "GPU-3"
+    assert [facts and facts["uuid"] for facts in seen["gpus"]] == ["GPU-3", None, "GPU-5"]
+    assert seen["gpu_reason"] == "GPU is lost"
+    assert set(seen["columns"]["used_bytes"]) == {13}
+    assert set(seen["columns"]["gpu2_used_bytes"]) == {15}
+    assert "gpu1_used_bytes" not in seen["columns"]
+
+
+def test_all_gpus_of_a_machine() -> None:
+    class Node(Nvml):
+        def __getattr__(self, name: str) -> Any:
+            if name == "nvmlDeviceGetCount" and name not in self.silent:
+                return lambda: 3
+            return super().__getattr__(name)
+
+    assert len(every_gpu(Node())) == 3
+    assert len(every_gpu(Node("nvmlDeviceGetCount"))) == 1
 
 
 def test_damage_and_absence_are_no_errors(tmp_path: Path) -> None:

@@ -1,15 +1,19 @@
 """Stored runs survive what machines do to files."""
 
 import json
+import os
 import sqlite3
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from vram_plan.bench.measurement import Instant, Measurement
+from vram_plan.bench.runs.samples import ENDING
 from vram_plan.bench.runs.store import Damaged, Store, new_id
 
 
@@ -89,17 +93,29 @@ def test_a_folder_that_cannot_be_written_names_the_way_out(tmp_path: Path) -> No
         Store(tmp_path / "file").add(document())
 
 
-def test_nothing_is_lost_or_counted_twice_when_writers_are_killed(tmp_path: Path) -> None:
+@pytest.fixture
+def in_memory(tmp_path: Path) -> Iterator[Path]:
+    """A folder whose disk need not be waited for, where there is one: processes die, not disks."""
+    memory = Path("/dev/shm")
+    if not (memory.is_dir() and os.access(memory, os.W_OK)):
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(dir=memory) as folder:
+        yield Path(folder)
+
+
+def test_nothing_is_lost_or_counted_twice_when_writers_are_killed(in_memory: Path) -> None:
+    """Two hundred random points of commits, by lines of code: no clock decides."""
     script = Path(__file__).with_name("kill_points.py")
     done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path), "200"],
+        [sys.executable, str(script), "random", str(in_memory), "200"],
         capture_output=True,
         text=True,
         check=True,
         timeout=300,
     )
     said = json.loads(done.stdout)
-    store = Store(tmp_path)
+    store = Store(in_memory)
     found = list(store.documents())
     assert not [one for one in found if isinstance(one, Damaged)]
     kept = [one["run"]["id"] for one in found if not isinstance(one, Damaged)]
@@ -108,3 +124,70 @@ def test_nothing_is_lost_or_counted_twice_when_writers_are_killed(tmp_path: Path
     assert len(kept) - len(said) <= 200  # in the store, killed before it could be said
     assert set(store.finished()) == set(kept)
     assert len(said) >= 50
+
+
+def test_nothing_is_lost_at_any_point_of_the_commit(in_memory: Path) -> None:
+    """A kill at every line between the first byte and the index; each store is read and resumed."""
+    script = Path(__file__).with_name("kill_points.py")
+    done = subprocess.run(
+        [sys.executable, str(script), "every", str(in_memory)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
+    )
+    said = json.loads(done.stdout)
+    assert len(said) > 50
+    for found in said:
+        assert found["ids"] in (["first"], ["first", "second"])
+        assert found["finished"] == found["ids"]
+        assert found["damaged"] == 0
+        assert found["sampled"]
+        assert found["again"] == ["first", "second"]
+    counts = [len(found["ids"]) for found in said]
+    assert counts == sorted(counts)  # the file comes at one point, and stays
+    assert counts[0] == 1
+    assert counts[-1] == 2
+
+
+def sampled(store: Store) -> tuple[dict[str, Any], Path]:
+    """A stored run with samples, and the file that they are in."""
+    seen = {"gpu": None, "columns": {"seconds": [0.1, 0.2], "host_bytes": [5, None]}}
+    found = document(samples=seen)
+    path = store.add(found)
+    return found, path.with_name(path.stem + ENDING)
+
+
+def test_samples_are_compressed_beside_the_run(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    found, beside = sampled(store)
+    name = f"{found['run']['id']}.json"
+    assert "columns" not in (store.runs / name).read_text(encoding="utf-8")
+    assert store.read(name) == found
+    assert store.read(name, sampled=False)["samples"] == {"gpu": None}
+    assert next(iter(store.documents())) == found
+    beside.write_bytes(beside.read_bytes()[:-9])
+    assert store.read(name)["samples"] == {"gpu": None, "columns": {}}
+    beside.unlink()
+    assert store.read(name)["samples"]["columns"] == {}
+    assert len(store.finished()) == 1
+
+
+def test_runs_of_an_earlier_version_hold_their_samples(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    found = document(samples={"columns": {"seconds": [0.1]}})
+    store.runs.mkdir(parents=True)
+    (store.runs / "old.json").write_text(json.dumps(found))
+    assert store.read("old.json") == found
+
+
+def test_samples_whose_run_never_came_are_removed(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    _, kept = sampled(store)
+    lost = store.runs / f"lost{ENDING}"
+    lost.write_bytes(b"")
+    os.utime(lost, (0, 0))
+    os.utime(kept, (0, 0))
+    store.add(document())
+    assert kept.exists()
+    assert not lost.exists()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,8 +11,9 @@ from hypothesis import strategies as st
 from vram_plan.estimator.config import TrainConfig
 from vram_plan.estimator.resolve import resolve
 from vram_plan.estimator.speed.collectives import KINDS, algorithm, seconds, sent_bytes
-from vram_plan.estimator.speed.links import Group, group_of, host_rate
+from vram_plan.estimator.speed.links import Group, group_of, host_rate, inside
 from vram_plan.estimator.speed.transfer import NotModelled
+from vram_plan.profiles.collective_rates import CollectiveRate, MeasuredLinks
 from vram_plan.profiles.gpus import find_gpu
 from vram_plan.profiles.models import resolve_model
 from vram_plan.profiles.nodes import find_node
@@ -131,6 +134,15 @@ def test_a_network_that_nobody_knows_is_not_guessed() -> None:
         group_of(config("h100-80gb-sxm", 16, "lambda-8x-h100", gpus_per_node=8), 16)
 
 
+def test_machines_of_four_superchips_reach_each_other() -> None:
+    """A cloud's single GH200 has no published network; a machine that has one is named."""
+    with pytest.raises(NotModelled, match="choose --node, for example isambard-ai"):
+        group_of(config("gh200-96gb", 16), 16)
+    run = config("gh200-96gb", 16, "isambard-ai")
+    assert run.gpus_per_node == 4  # the node's
+    assert group_of(run, 16).network_bytes_per_s == pytest.approx(96 * GB_S)
+
+
 def test_host_link_as_measured() -> None:
     """nvbandwidth on eight H200: 55.43 GB/s from the host (the same page)."""
     assert host_rate(config("h200-141gb", 1)) == pytest.approx(55.43 * GB_S)
@@ -140,3 +152,22 @@ def test_unknown_collectives_are_refused() -> None:
     group = group_of(config("a100-80gb-sxm", 8), 8)
     with pytest.raises(ValueError, match="unknown collective 'gossip'"):
         seconds("gossip", 1, group)
+
+
+def test_a_machine_that_was_measured_needs_no_model() -> None:
+    """α + sent bytes / β inside it; what leaves it, and what was not measured, is modelled."""
+    own = CollectiveRate(kind="all-reduce", ranks=8, latency_seconds=2e-5, bytes_per_s=100 * GB_S)
+    group = Group(
+        ranks=8,
+        per_node=8,
+        medium="nvlink",
+        architecture="Hopper",
+        local_bytes_per_s=100 * GB_S,
+        measured=MeasuredLinks(rates=(own,)),
+    )
+    assert algorithm("all-reduce", MIB, group) == "as measured"
+    assert seconds("all-reduce", MIB, group) == pytest.approx(2e-5 + 2 * 7 / 8 * MIB / (100 * GB_S))
+    assert algorithm("all-gather", MIB, group).startswith("ring")
+    far = replace(group, ranks=16, network_bytes_per_s=50 * GB_S)
+    assert algorithm("all-reduce", MIB, far) != "as measured"
+    assert inside(far).measured == group.measured

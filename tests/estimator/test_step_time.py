@@ -72,6 +72,24 @@ def test_pipelines_wait() -> None:
     assert many.mfu > few.mfu
 
 
+@pytest.mark.parametrize("engine", ["megatron", "nanotron"])
+def test_the_distributed_optimizer_divides_the_update_as_it_divides_memory(engine: str) -> None:
+    """On unless --zero 0 says otherwise, in memory and in time."""
+    default, on, off = (
+        plan(
+            "llama-2-7b", gpu=GPU, engine=engine, gpus=8, **({} if zero is None else {"zero": zero})
+        )
+        for zero in (None, 1, 0)
+    )
+    for one in (default, on, off):
+        assert one.step is not None
+    assert default.memory.components["optimizer_states"] == pytest.approx(
+        off.memory.components["optimizer_states"] / 8, rel=0.01
+    )
+    parts = [one.step.parts["optimizer step"] for one in (default, on, off) if one.step]
+    assert parts[0] == parts[1] == pytest.approx(parts[2] / 8, rel=0.01)
+
+
 def test_small_batches_wait_for_the_host() -> None:
     small = step("gpt2", micro_batch=1, seq_len=64)
     assert small.parts["launch overhead"] > 0.2 * small.seconds

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from vram_plan.profiles.collective_rates import CollectiveRate, MeasuredLinks, links_of
 from vram_plan.profiles.efficiency import curves_in, curves_of, load_curves
 from vram_plan.profiles.gpus import find_gpu
 from vram_plan.profiles.machine import THIS, Machine, read_machine, this_file, write_machine
@@ -32,6 +33,42 @@ def test_its_card_has_its_own_curves(tmp_path: Path) -> None:
     slow = replace(machine().curves, matmul=0.1)
     write_machine(replace(machine(), curves=slow), path)
     assert curves_of(read_machine(path).gpu) == slow
+
+
+def test_its_links_read_as_they_were_written(tmp_path: Path) -> None:
+    path = str(tmp_path / "node.toml")
+    rates = tuple(
+        CollectiveRate(kind=kind, ranks=ranks, latency_seconds=1.5e-5, bytes_per_s=ranks * 1e11)
+        for kind in ("all-reduce", "point-to-point")
+        for ranks in (2, 8)
+    )
+    links = MeasuredLinks(rates=rates)
+    write_machine(replace(machine(), links=links), path)
+    assert read_machine(path).links == links
+    assert links_of(read_machine(path).gpu) == links
+    assert links.rate("all-reduce", 4) == rates[1]  # no four: the next larger group
+    assert links.rate("all-reduce", 16) == rates[1]
+    assert links.rate("all-gather", 2) is None
+
+
+def test_a_profile_of_an_earlier_version_has_no_links(tmp_path: Path) -> None:
+    path = str(tmp_path / "card.toml")
+    write_machine(machine(), path)
+    assert "collectives" not in Path(path).read_text(encoding="utf-8")
+    assert read_machine(path).links is None
+    assert links_of(read_machine(path).gpu) is None
+    assert links_of(find_gpu("a100-80gb-sxm")) is None
+
+
+@pytest.mark.parametrize("row", ["ranks = 1", "ranks = 2\nspeed = 1", "ranks = 2"])
+def test_bad_links_are_refused_by_file(tmp_path: Path, row: str) -> None:
+    path = tmp_path / "bad-links.toml"
+    write_machine(machine(), str(path))
+    rates = "latency_seconds = 0.1\nbytes_per_s = 1.0\n" if row != "ranks = 2" else ""
+    text = path.read_text(encoding="utf-8") + f"[[collectives]]\nkind = 'x'\n{rates}{row}\n"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"bad-links\.toml"):
+        read_machine(str(path))
 
 
 def test_this_lies_where_configurations_lie(

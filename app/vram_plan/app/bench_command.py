@@ -110,6 +110,8 @@ def _jobs(suite: str | None, values: dict[str, Any], most: int | None) -> tuple[
         raise ValueError(
             f"bench run needs a suite or --model; shipped suites: {', '.join(shipped())}"
         )
+    if values.pop("calibration", None) is not None:
+        raise ValueError("--calibration: leave it out; the profile of this machine is used")
     given(dict(values))  # refuses what is not known
     options = {name: value for name, value in values.items() if value is not None}
     if "zero" in options:

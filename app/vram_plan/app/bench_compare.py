@@ -42,6 +42,8 @@ def _figures(run: Mapping[str, Any]) -> Table:
         table.add_row(f"  {name}", *_bytes(pair), style="dim")
     for name, pair in run["components"].items():
         table.add_row(f"  of it {name}", *_bytes(pair), style="dim")
+    if not run["components"]:
+        table.add_row("  components", "not told apart", "", "", style="dim")
     if run["step"]["measured"] is not None:
         table.add_row("step", *_seconds(run["step"]))
     return table

@@ -13,8 +13,16 @@ import click
     metavar="FILE",
     help="Where to write the profile.  [default: the one that --gpu this reads]",
 )
-def calibrate(device: str | None, output: str | None) -> None:
-    """Measure this machine in about a minute: products, attention, memory, a few real steps.
+@click.option(
+    "--ranks",
+    type=click.IntRange(1, 64),
+    metavar="N",
+    help="Processes between which collectives are timed.  [default: one for each GPU]",
+)
+def calibrate(device: str | None, output: str | None, ranks: int | None) -> None:
+    """Measure this machine in about a minute: products, attention, memory, links, real steps.
+
+    Where there are several GPUs, what they exchange is timed too.
 
     \b
     Examples:
@@ -30,7 +38,7 @@ def calibrate(device: str | None, output: str | None) -> None:
         require_libraries()
         from vram_plan.bench.calibrate.machine import calibrate as measure
 
-        machine = measure(device or default_device(), _say)
+        machine = measure(device or default_device(), _say, ranks)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     path = output or this_file()
@@ -38,6 +46,9 @@ def calibrate(device: str | None, output: str | None) -> None:
     rates = ", ".join(f"{name} {rate / 1e12:.3g}" for name, rate in machine.gpu.peak_flops.items())
     click.echo(f"peak TFLOP/s: {rates}")
     click.echo(f"memory: {machine.gpu.memory_bandwidth_bytes_per_s / 1e9:.3g} GB/s")
+    for one in machine.links.rates if machine.links else ():
+        shown = f"{one.bytes_per_s / 1e9:.3g} GB/s after {one.latency_seconds * 1e6:.3g} µs"
+        click.echo(f"{one.kind} between {one.ranks}: {shown}")
     click.echo(f"written to {path}")
 
 

@@ -64,7 +64,7 @@ _OPTIONS: tuple[_Spec, ...] = (
     ),
     ("--prompt-encoder-size", _number("Its hidden size.  [default: 128]")),
     ("--gpus", _number("GPUs in all.  [default: 1]")),
-    ("--gpus-per-node", _number("GPUs in one machine.  [default: min(gpus, 8)]")),
+    ("--gpus-per-node", _number("GPUs in one machine.  [default: the node's, else 8]")),
     ("--gpu", {"metavar": "NAME", "help": "The GPU to judge, for example rtx-4090."}),
     (
         "--calibration",

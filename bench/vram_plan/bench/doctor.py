@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vram_plan.bench.environment import LIBRARIES, version_of
-from vram_plan.bench.runs.nvml import Gpu, NoNvmlError
+from vram_plan.bench.runs.nvml import NoNvmlError, every_gpu
 
 __all__ = ["Ability", "Report", "examine"]
 
@@ -107,12 +107,13 @@ def _on_gpu(versions: dict[str, str | None], reason: str | None) -> Ability:
 
 def _gpus() -> tuple[tuple[dict[str, Any], ...], str | None]:
     try:
-        gpu = Gpu()
+        gpus = every_gpu()
     except NoNvmlError as error:
         return (), str(error)
-    facts = gpu.facts
-    gpu.close()
-    return (facts,), None
+    facts = tuple(gpu.facts for gpu in gpus)
+    for gpu in gpus:
+        gpu.close()
+    return facts, None
 
 
 def _sees_cuda() -> bool:

@@ -98,7 +98,8 @@ def _take_ds_config(model: ModelSpec, values: dict[str, Any], notes: list[str]) 
 
 def _resolve_scale(values: dict[str, Any]) -> None:
     gpus = values.setdefault("gpus", 1)
-    values.setdefault("gpus_per_node", min(gpus, 8))
+    node = values.get("node")
+    values.setdefault("gpus_per_node", min(gpus, node.gpus if node else 8))
 
 
 def _resolve_engine(values: dict[str, Any], notes: list[str]) -> None:

@@ -11,6 +11,7 @@ import os
 from dataclasses import dataclass, fields
 from typing import Any
 
+from vram_plan.profiles.collective_rates import MeasuredLinks, links_from, links_table
 from vram_plan.profiles.efficiency import CALIBRATED, Curves, curves_in
 from vram_plan.profiles.gpus import GpuSpec
 
@@ -23,10 +24,11 @@ _LEFT_OUT = frozenset({"source", "rental_usd_per_hour", "purchase_usd"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """What is planned for, and what it reaches."""
+    """What is planned for, what it reaches, and how fast its GPUs exchange where it has several."""
 
     gpu: GpuSpec
     curves: Curves
+    links: MeasuredLinks | None = None
 
 
 def this_file() -> str:
@@ -52,6 +54,7 @@ def write_machine(machine: Machine, path: str) -> None:
         for field in fields(Curves)
         if field.name != "name" and (value := getattr(machine.curves, field.name)) not in ((), "")
     ]
+    lines += links_table(machine.links) if machine.links else []
     with open(path, "w", encoding="utf-8") as file:
         file.write("\n".join(lines) + "\n")
 
@@ -80,10 +83,10 @@ def read_machine(path: str | None = None) -> Machine:
             document: dict[str, Any] = tomllib.load(file)
         values = {"tdp_watts": None, **document["gpu"]}
         gpu = GpuSpec(**values, source=CALIBRATED + os.path.abspath(found))
-        return Machine(gpu=gpu, curves=curves_in(found)[0])
+        return Machine(gpu=gpu, curves=curves_in(found)[0], links=links_from(document))
     except FileNotFoundError:
         raise ValueError(_missing(path, found)) from None
-    except (KeyError, TypeError, IndexError, tomllib.TOMLDecodeError) as error:
+    except (KeyError, TypeError, IndexError, ValueError) as error:
         raise ValueError(f"--calibration {found}: no profile of a machine ({error})") from None
 
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from vram_plan.bench.calibrate.clock import Clock
+from vram_plan.bench.calibrate.collectives import measure_links
 from vram_plan.bench.calibrate.fit import best_rate, fit_products, fit_steps
 from vram_plan.bench.calibrate.micro import (
     Product,
@@ -19,6 +20,7 @@ from vram_plan.bench.calibrate.micro import (
 )
 from vram_plan.bench.calibrate.reference import configured, reference_steps
 from vram_plan.estimator.speed.optimizer_step import moved_bytes
+from vram_plan.profiles.collective_rates import MeasuredLinks
 from vram_plan.profiles.efficiency import Curves
 from vram_plan.profiles.gpus import GpuSpec, find_gpu
 from vram_plan.profiles.machine import THIS, Machine
@@ -29,8 +31,13 @@ _UNKNOWN_LINK = "pcie4-x16"
 Say = Callable[[str], None]
 
 
-def calibrate(device: str, say: Say) -> Machine:
-    """Measure kernels and reference steps on ``cpu`` or ``cuda``; ``say`` hears of each part.
+def calibrate(device: str, say: Say, ranks: int | None = None) -> Machine:
+    """Measure kernels and reference steps on ``cpu`` or ``cuda``, and what GPUs exchange.
+
+    Args:
+        device: what to measure.
+        say: hears of each part.
+        ranks: between so many processes; None for a GPU each, and none on a CPU.
 
     Raises:
         ValueError: when the card is not in the catalogue.
@@ -49,7 +56,28 @@ def calibrate(device: str, say: Say) -> Machine:
     if device == "cpu":  # what a CPU has begun it has done: nothing is launched ahead
         names = ("memory", "matmul_wide", "kernel_seconds")
     curves = fit_steps(reference_steps(clock), gpu, curves, names)
-    return Machine(gpu=gpu, curves=curves)
+    return Machine(gpu=gpu, curves=curves, links=_links(device, ranks, say))
+
+
+def _links(device: str, ranks: int | None, say: Say) -> MeasuredLinks | None:
+    """Collectives where there are several ranks; what was measured before is not lost with them."""
+    count = _devices(device) if ranks is None else ranks
+    if count < 2:
+        return None
+    say(f"collectives between {count} ranks")
+    try:
+        return measure_links(device, count)
+    except ValueError as error:
+        say(f"no collectives, the catalogue's links are used: {error}")
+        return None
+
+
+def _devices(device: str) -> int:
+    if device == "cpu":
+        return 1
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def _single_kernels(found: list[Product], clock: Clock, gpu: GpuSpec, bandwidth: float) -> Curves:

@@ -10,6 +10,7 @@ from torch._C._distributed_c10d import GradBucket
 
 from vram_plan.bench.engines.batches import Batch
 from vram_plan.bench.engines.place import Place
+from vram_plan.bench.engines.resident import resident_bytes
 from vram_plan.bench.engines.stepper import Stepper
 from vram_plan.bench.trace.config import TraceConfig
 from vram_plan.bench.trace.sharding import Sharding, sharding_for
@@ -29,6 +30,7 @@ class PlainLoop:
 
     def __init__(self, config: TraceConfig, model: Any, watch: Observer, place: Place) -> None:
         self.trainable_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        self._device = place.device
         self._sharding = _sharding(config, place)
         self.settling = self._sharding.first_steps
         model = self._sharding.distribute(model)
@@ -58,11 +60,12 @@ class PlainLoop:
         check_optimizer(self._step.optimizer, total)
 
     def states(self) -> dict[str, int]:
-        """Bytes of weights, gradients while they are there, and optimizer states."""
-        return {
-            "weights": _bytes(self._step.model.parameters()),
-            "optimizer_states": _bytes(self._step.optimizer_states()),
+        """Bytes of weights and optimizer states."""
+        groups = {
+            "weights": self._step.model.parameters(),
+            "optimizer_states": self._step.optimizer_states(),
         }
+        return resident_bytes(groups, self._device)
 
 
 def check_optimizer(optimizer: Any, total: int) -> None:
@@ -90,16 +93,6 @@ class _Step(TrainingStep):
     def whole(self, loss: torch.Tensor) -> float:
         """Not the share of a step of several micro-batches."""
         return float(loss.detach()) * self.config.grad_accum
-
-
-def _bytes(tensors: Any) -> int:
-    """Of the storages below, each counted once."""
-    sizes = {}
-    for tensor in tensors:
-        local = getattr(tensor, "_local_tensor", tensor)
-        storage = local.untyped_storage()
-        sizes[storage.data_ptr()] = storage.nbytes()
-    return sum(sizes.values())
 
 
 def _sharding(config: TraceConfig, place: Place) -> Sharding:

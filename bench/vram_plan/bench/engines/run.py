@@ -4,6 +4,8 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
+import torch
+
 from vram_plan.bench.engines.memory import memory_of
 from vram_plan.bench.engines.place import Place, joined
 from vram_plan.bench.engines.prepare import prepare
@@ -60,11 +62,17 @@ class _Rank:
         stepper = Stepper(memory, self.place, self.say, watched=watched, timed=timed)
         loop.train(stepper, ready.batches)
         loop.check_stepped(stepper.total)
-        found = memory.found() | ready.about | {"states": loop.states()}
+        found = memory.found() | ready.about | {"states": loop.states(), "cuda": _cuda()}
         if timed:
             found |= _times(stepper.seconds[watched:], self.job.warmup_steps)
             found["losses"] = [loop.first_loss, loop.loss(ready.batches[0])]
         return found
+
+
+def _cuda() -> str | None:
+    """The version of CUDA that PyTorch was built for; None on a CPU build."""
+    found: str | None = torch.version.cuda
+    return found
 
 
 def _times(seconds: list[float], warmup: int) -> dict[str, list[float]]:

@@ -1,7 +1,7 @@
 """Hugging Face's Trainer, the loop that most people use, on the same model and optimizer."""
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from vram_plan.bench.engines.batches import Batch
 from vram_plan.bench.engines.memory import Relay
 from vram_plan.bench.engines.place import Place
 from vram_plan.bench.engines.plain import check_optimizer
+from vram_plan.bench.engines.resident import resident_bytes
 from vram_plan.bench.engines.stepper import Stepper
 from vram_plan.bench.trace.config import TraceConfig
 from vram_plan.bench.trace.optimizers import make_optimizer
@@ -125,9 +126,14 @@ class TrainerLoop:
         """Raise unless the optimizer did its work in so many steps."""
         check_optimizer(self._optimizer, total)
 
-    def states(self) -> Mapping[str, int]:
-        """The plain loop's, which holds the same."""
-        return {}
+    def states(self) -> dict[str, int]:
+        """Bytes of weights and optimizer states: the Trainer wraps both, and holds no more."""
+        states = self._optimizer.state.values()
+        groups = {
+            "weights": self._model.parameters(),
+            "optimizer_states": [t for one in states for t in one.values() if torch.is_tensor(t)],
+        }
+        return resident_bytes(groups, self._place.device)
 
 
 def _stacked(rows: Sequence[Batch]) -> Batch:

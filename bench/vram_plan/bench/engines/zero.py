@@ -10,9 +10,11 @@ import torch
 
 from vram_plan.bench.engines.batches import Batch
 from vram_plan.bench.engines.place import Place
+from vram_plan.bench.engines.resident import resident_bytes
 from vram_plan.bench.engines.stepper import Stepper
 from vram_plan.bench.virtual.adam import zero_optimizer
 from vram_plan.bench.virtual.case import ZeroCase
+from vram_plan.bench.virtual.names import held_by
 from vram_plan.bench.virtual.pretend import keep_stepping, pretend
 
 __all__ = ["ZeroLoop", "prepare_deepspeed"]
@@ -55,7 +57,7 @@ class ZeroLoop:
         import deepspeed
 
         self.trainable_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        self._watch = watch
+        self._watch, self._place, self._offloads = watch, place, case.offloads
         optimizer = zero_optimizer(case.step.optimizer, model, on_host=case.offloads[0])
         document = dict(case.deepspeed)
         # Three more results are None here: data loader and scheduler, and the optimizer again.
@@ -102,5 +104,12 @@ class ZeroLoop:
             raise RuntimeError(f"DeepSpeed applied {done} of {total} optimizer steps")
 
     def states(self) -> dict[str, int]:
-        """Which tensor is what, DeepSpeed's dry run tells."""
-        return {}
+        """Bytes of weights, fp32 master weights and optimizer states, by DeepSpeed's attributes.
+
+        On a CPU what it would offload lies in the same memory: then nothing is told apart.
+        """
+        if self._place.device == "cpu" and any(self._offloads):
+            return {}
+        held = held_by(self._engine, self._engine.module)
+        groups = {name: held[name] for name in ("weights", "master_weights", "optimizer_states")}
+        return resident_bytes(groups, self._place.device)

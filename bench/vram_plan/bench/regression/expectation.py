@@ -133,7 +133,10 @@ def _figures(job: Job, level: str) -> dict[str, Any]:
     return {"instants": instants, "components": dict(seen.peak.components or {})}
 
 
+_ELSEWHERE = frozenset({"machine", "system", "cpus", "commit"})
+
+
 def _environment() -> dict[str, str]:
     """Versions alone: a dry run comes out the same on every machine."""
     found = surroundings_of({"environment": environment()})
-    return {name: found[name] for name in found if name not in ("machine", "system", "cpus")}
+    return {name: found[name] for name in found if name not in _ELSEWHERE}

@@ -8,7 +8,14 @@ from functools import cache
 
 from vram_plan.bench.environment import missing_libraries
 
-__all__ = ["catalogue_name", "default_device", "gpu_uuid", "named_gpu", "require_libraries"]
+__all__ = [
+    "catalogue_name",
+    "default_device",
+    "gpu_uuid",
+    "gpu_uuids",
+    "named_gpu",
+    "require_libraries",
+]
 
 
 def require_libraries() -> None:
@@ -32,20 +39,30 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-_ASK_UUID = "import torch; print(f'GPU-{torch.cuda.get_device_properties(0).uuid}')"
+_ASK_UUIDS = """
+import torch
+for number in range(torch.cuda.device_count()):
+    print(f"GPU-{torch.cuda.get_device_properties(number).uuid}")
+"""
 
 
 @cache
-def gpu_uuid() -> str | None:
-    """Name of the GPU that PyTorch takes first; None where it sees none.
+def gpu_uuids() -> tuple[str, ...]:
+    """Names of the GPUs that PyTorch sees, in its order: rank N of a machine takes number N.
 
-    A process of its own asks: the one that starts runs must hold nothing of the GPU.
+    A process of its own asks: the one that starts runs must hold nothing of a GPU.
     """
     asked = subprocess.run(
-        [sys.executable, "-c", _ASK_UUID], capture_output=True, text=True, check=False
+        [sys.executable, "-c", _ASK_UUIDS], capture_output=True, text=True, check=False
     )
-    lines = asked.stdout.split()
-    return lines[-1] if asked.returncode == 0 and lines else None
+    if asked.returncode:
+        return ()
+    return tuple(word for word in asked.stdout.split() if word.startswith("GPU-"))
+
+
+def gpu_uuid() -> str | None:
+    """Name of the GPU that PyTorch takes first; None where it sees none."""
+    return next(iter(gpu_uuids()), None)
 
 
 def named_gpu(device: str) -> str | None:

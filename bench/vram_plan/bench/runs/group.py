@@ -12,7 +12,14 @@ from pathlib import Path
 
 from vram_plan.estimator.config import TrainConfig
 
-__all__ = ["command", "die_with_parent", "end_all", "environment_of", "first_machine"]
+__all__ = [
+    "command",
+    "die_with_parent",
+    "end_all",
+    "environment_of",
+    "first_machine",
+    "gpus_here",
+]
 
 _MEETING = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK")
 # The address is given, since many a container cannot resolve its own name.
@@ -35,7 +42,7 @@ def command(config: TrainConfig, folder: Path, *, virtual: bool) -> list[str]:
     nodes = -(-config.gpus // config.gpus_per_node)
     return [
         *(sys.executable, "-m", _TORCHRUN),
-        *("--nproc-per-node", str(min(config.gpus, config.gpus_per_node))),
+        *("--nproc-per-node", str(gpus_here(config, virtual=virtual))),
         *(_meeting(nodes) if nodes > 1 else _ALONE),
         *("--shutdown-timeout", "3", "-m", _WORKER, str(folder)),
     ]
@@ -58,6 +65,12 @@ def first_machine(config: TrainConfig) -> bool:
     if config.gpus <= config.gpus_per_node:
         return True
     return os.environ.get("NODE_RANK", "0") == "0"
+
+
+def gpus_here(config: TrainConfig, *, virtual: bool) -> int:
+    """GPUs that a run takes on this machine: rank N of it the N-th one that PyTorch sees."""
+    alone = config.engine == "torch" or virtual
+    return 1 if alone else min(config.gpus, config.gpus_per_node)
 
 
 def environment_of(device: str, extra: dict[str, str] | None = None) -> dict[str, str]:

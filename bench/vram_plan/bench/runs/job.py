@@ -15,6 +15,7 @@ from vram_plan.estimator.ds_config import read_ds_config
 from vram_plan.estimator.planner import Plan, plan
 from vram_plan.profiles.gpus import find_gpu
 from vram_plan.profiles.hf_config import from_hf_config
+from vram_plan.profiles.machine import THIS
 from vram_plan.profiles.model import ModelSpec
 from vram_plan.profiles.models import resolve_model
 from vram_plan.profiles.nodes import find_node
@@ -163,6 +164,8 @@ class Job:
         kernels too.
         """
         options = dict(self.options)
+        if options.get("gpu") == THIS:  # its profile is asked for the step time alone
+            del options["gpu"]
         if "attention" not in options and (self.device == "cpu" or not version_of("flash-attn")):
             options["attention"] = "sdpa"
         if self.virtual is not None:

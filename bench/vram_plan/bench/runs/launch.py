@@ -6,12 +6,12 @@ import os
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vram_plan.bench.runs.device import gpu_uuid
+from vram_plan.bench.runs.device import gpu_uuids
 from vram_plan.bench.runs.ending import ending, oom_kills
 from vram_plan.bench.runs.failures import Failure
 from vram_plan.bench.runs.group import (
@@ -19,11 +19,13 @@ from vram_plan.bench.runs.group import (
     end_all,
     environment_of,
     first_machine,
+    gpus_here,
 )
 from vram_plan.bench.runs.job import Job
 from vram_plan.bench.runs.progress import Watched
 from vram_plan.bench.runs.sampler import HERTZ, Sampler
 from vram_plan.bench.runs.worker import HOST_BYTES
+from vram_plan.estimator.config import TrainConfig
 
 __all__ = ["Ended", "Limits", "launch"]
 
@@ -127,7 +129,8 @@ def _launched(job: Job, folder: Path, limits: Limits, hertz: float, say: Say) ->
             env=environment_of(job.device, limits.environment()),
         )
         watched = Watched(folder / "progress.jsonl")
-        sampler = Sampler(process.pid, folder, uuid=_gpu(job), hertz=hertz) if hertz else None
+        uuids = _gpus(job, config) if hertz else ()
+        sampler = Sampler(process.pid, folder, uuids=uuids, hertz=hertz) if hertz else None
         try:
             limits = limits if first_machine(config) else limits.of_another_machine()
             stopped = _watch(process, watched, limits, started, say)
@@ -149,9 +152,11 @@ def _launched(job: Job, folder: Path, limits: Limits, hertz: float, say: Say) ->
     )
 
 
-def _gpu(job: Job) -> str | None:
-    """UUID of the GPU the run will take; empty for the first one where PyTorch cannot tell."""
-    return (gpu_uuid() or "") if job.device == "cuda" else None
+def _gpus(job: Job, config: TrainConfig) -> Sequence[str]:
+    """UUIDs of the GPUs that the run will take here; empty names the first one of NVML's."""
+    if job.device != "cuda":
+        return ()
+    return gpu_uuids()[: gpus_here(config, virtual=job.virtual is not None)] or ("",)
 
 
 def _watch(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import Any
 
-__all__ = ["Gpu", "NoNvmlError"]
+__all__ = ["Gpu", "NoNvmlError", "every_gpu"]
 
 
 class NoNvmlError(Exception):
@@ -105,6 +105,23 @@ class Gpu:
         except self._nvml.NVMLError:
             return None
         return found.decode() if isinstance(found, bytes) else found
+
+
+def every_gpu(nvml: Any = None) -> list[Gpu]:
+    """All GPUs of this machine, open for reading.
+
+    Raises:
+        NoNvmlError: if NVML cannot be used here.
+    """
+    library = nvml if nvml is not None else _library()
+    first = Gpu(nvml=library)
+    try:
+        count = int(library.nvmlDeviceGetCount())
+        handles = [library.nvmlDeviceGetHandleByIndex(number) for number in range(1, count)]
+        names = [library.nvmlDeviceGetUUID(handle) for handle in handles]
+    except library.NVMLError:
+        return [first]
+    return [first, *(Gpu(name, library) for name in names)]
 
 
 def _library() -> Any:

@@ -1,7 +1,8 @@
 """The machine before a run and after it: is it free, and did the run give everything back.
 
-What is found goes into the record; only a GPU that another process holds, or a full disk, stops a
-run, since neither memory nor speed would be the configuration's own.
+Every GPU that the run takes on this machine is looked at. What is found goes into the record; only
+one that another process holds or that is missing, or a full disk, stops a run, since neither memory
+nor speed would be the configuration's own.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from vram_plan.bench.runs.device import gpu_uuid
+from vram_plan.bench.runs.device import gpu_uuids
 from vram_plan.bench.runs.nvml import Gpu, NoNvmlError
 
 __all__ = ["after", "before"]
@@ -26,21 +27,27 @@ _LEFT_BYTES = 250_000_000
 _PATIENCE_SECONDS = 30.0
 _POLL_SECONDS = 0.5
 
-Open = Callable[[], Gpu]
+Open = Callable[[int], Sequence[Gpu]]
+_KEPT = ("used_bytes", "sm_megahertz", "celsius")
 
 
-def _first() -> Gpu:
-    """The GPU of rank 0."""
-    return Gpu(gpu_uuid())
+def _named(count: int) -> Sequence[Gpu]:
+    """The GPUs that so many ranks of this machine will take.
+
+    Raises:
+        NoNvmlError: if one of them cannot be asked.
+    """
+    names = gpu_uuids()[:count]
+    return [Gpu(name) for name in names] if names else [Gpu()]
 
 
-def before(device: str, store: Path, open_gpu: Open = _first) -> dict[str, Any]:
-    """What is found before a run.
+def before(device: str, store: Path, open_gpus: Open = _named, *, gpus: int = 1) -> dict[str, Any]:
+    """What is found before a run on the first ``gpus`` GPUs of this machine.
 
     Returns:
-        ``host_free_bytes``, ``disk_free_bytes``, ``load``, and for a GPU ``used_bytes``,
-        ``processes``, ``sm_megahertz``, ``celsius``; ``refused`` says why the run must not be
-        made, else it is None.
+        ``host_free_bytes``, ``disk_free_bytes``, ``load``, and for the first GPU ``used_bytes``,
+        ``processes``, ``sm_megahertz``, ``celsius``; where there are several, ``gpus`` has each
+        one's; ``refused`` says why the run must not be made, else it is None.
     """
     place = next((one for one in (store, *store.absolute().parents) if one.exists()), Path.cwd())
     disk = min(shutil.disk_usage(one).free for one in (place, tempfile.gettempdir()))
@@ -53,43 +60,66 @@ def before(device: str, store: Path, open_gpu: Open = _first) -> dict[str, Any]:
     if disk < _DISK_BYTES:
         found["refused"] = f"{disk // 2**20} MiB are free on the disk; runs need 256 MiB"
     if device == "cuda":
-        found |= _gpu(open_gpu)
-        found["refused"] = found["refused"] or _held(found)
+        seen = _readings(open_gpus, gpus)
+        found |= seen[0] | ({"gpus": seen} if len(seen) > 1 else {})
+        found["refused"] = found["refused"] or _none_free(seen, gpus)
     return found
 
 
-def after(device: str, found: dict[str, Any], open_gpu: Open = _first) -> dict[str, Any]:
-    """What a run has left behind: bytes of the GPU, once it had time to give them back."""
-    if device != "cuda" or found.get("used_bytes") is None:
+def after(
+    device: str, found: dict[str, Any], open_gpus: Open = _named, *, gpus: int = 1
+) -> dict[str, Any]:
+    """What a run has left behind: bytes of the fullest GPU, once it had time to give them back."""
+    held = [one["used_bytes"] for one in found.get("gpus", [found]) if "used_bytes" in one]
+    if device != "cuda" or not held or None in held:
         return {"left_bytes": None}
     patience = time.monotonic() + _PATIENCE_SECONDS
     while True:
-        used = _gpu(open_gpu)["used_bytes"]
-        left = None if used is None else max(0, used - found["used_bytes"])
+        left = _more([one["used_bytes"] for one in _readings(open_gpus, gpus)], held)
         if left is None or left <= _LEFT_BYTES or time.monotonic() > patience:
             return {"left_bytes": left}
         time.sleep(_POLL_SECONDS)
 
 
-def _gpu(open_gpu: Open) -> dict[str, Any]:
+def _more(used: Sequence[int | None], held: Sequence[int]) -> int | None:
+    """The most that a GPU holds beyond what it held before; None where one does not tell."""
+    if len(used) != len(held):
+        return None
+    left = [now - then for now, then in zip(used, held, strict=True) if now is not None]
+    return max(0, *left) if len(left) == len(held) else None
+
+
+def _readings(open_gpus: Open, count: int) -> list[dict[str, Any]]:
+    """What every GPU says; one without figures where NVML does not work."""
     try:
-        gpu = open_gpu()
+        opened = open_gpus(count)
     except NoNvmlError as error:
-        return {"used_bytes": None, "gpu_reason": str(error)}
-    seen = gpu.sample()
-    found = {name: seen[name] for name in ("used_bytes", "sm_megahertz", "celsius")}
-    found["processes"] = gpu.processes()
-    gpu.close()
+        return [{"used_bytes": None, "gpu_reason": str(error)}]
+    found = []
+    for gpu in opened:
+        seen = gpu.sample()
+        found.append({name: seen[name] for name in _KEPT} | {"processes": gpu.processes()})
+        gpu.close()
     return found
 
 
-def _held(found: dict[str, Any]) -> str | None:
+def _none_free(seen: Sequence[dict[str, Any]], count: int) -> str | None:
+    """Why the GPUs are not free, or not enough."""
+    known = "gpu_reason" not in seen[0]
+    if known and len(seen) < count:
+        return f"the run takes {count} GPUs of this machine, PyTorch sees {len(seen)}"
+    which = [f"GPU {number}" if count > 1 else "the GPU" for number in range(len(seen))]
+    held = (_held(one, name) for one, name in zip(seen, which, strict=True))
+    return next((reason for reason in held if reason), None)
+
+
+def _held(found: dict[str, Any], name: str) -> str | None:
     """Why a GPU is not free; the driver's own memory is not counted by NVML's second version."""
     processes, used = found.get("processes"), found.get("used_bytes")
     if processes:
-        return f"{processes} other processes are on the GPU; end them or choose another"
+        return f"{processes} other processes are on {name}; end them or choose another"
     if used is not None and used > _FOREIGN_BYTES:
-        return f"{used / 2**20:,.0f} MiB of the GPU are in use; free them or choose another"
+        return f"{used / 2**20:,.0f} MiB of {name} are in use; free them or choose another"
     return None
 
 

@@ -9,11 +9,12 @@ from typing import Any
 
 from vram_plan.bench.environment import environment
 from vram_plan.bench.measurement import Instant, Measurement, beside
+from vram_plan.bench.runs.calibrated import CALIBRATED, calibrated_seconds
 from vram_plan.bench.runs.job import Job
 from vram_plan.bench.runs.launch import Ended
 from vram_plan.bench.runs.steadiness import verdict
 from vram_plan.bench.runs.store import new_id
-from vram_plan.bench.runs.window import timed_window
+from vram_plan.bench.runs.window import columns_of, timed_window
 from vram_plan.estimator.planner import Plan
 
 __all__ = ["measurement_of"]
@@ -58,6 +59,7 @@ def measurement_of(
     """
     seen = {} if ended.failure else ended.result or {}
     one_memory = job.device == "cpu" and planned.config.offload != "none"
+    timed = None if job.virtual or one_memory else _calibrated(planned, job.device)
     instants = tuple(
         Instant(name=name, bytes=size) for name, size in seen.get("instants", {}).items()
     )
@@ -78,7 +80,7 @@ def measurement_of(
         reserved_bytes=seen.get("reserved_bytes"),
         layers=planned.model.num_hidden_layers,
         seconds={"run": ended.seconds},
-        environment=environment(),
+        environment=environment() | {"cuda": seen.get("cuda")},
         step_seconds=tuple(seen.get("step_seconds", ())),
         warmup_seconds=tuple(seen.get("warmup_seconds", ())),
         losses=_finite(seen.get("losses", ())),
@@ -86,9 +88,9 @@ def measurement_of(
         samples=ended.samples,
         device_bytes=None if job.virtual else _device_bytes(ended.samples),
         virtual_ranks=job.virtual,
-        notes=_notes(job, one_memory=one_memory),
+        notes=(*_notes(job, one_memory=one_memory), *([CALIBRATED] if timed else [])),
         run=_identity(job) | _about(job, seen, ended) | (machine or {}),
-        plan=_predicted(planned, None if one_memory else peak),
+        plan=_predicted(planned, None if one_memory else peak, timed),
     )
 
 
@@ -126,22 +128,28 @@ def _judged(seen: dict[str, Any], timed: dict[str, Any] | None) -> dict[str, Any
     return found
 
 
-def _predicted(planned: Plan, peak: int | None) -> dict[str, Any]:
-    """The plan, with what it says of a GPU that it knows."""
+def _calibrated(planned: Plan, device: str) -> float | None:
+    """Seconds of a step by this machine's own profile, where there is one."""
+    gpu = planned.config.gpu
+    return calibrated_seconds(planned.config, device, gpu.name if gpu else None)
+
+
+def _predicted(planned: Plan, peak: int | None, timed: float | None) -> dict[str, Any]:
+    """The plan, with what it says of a GPU that it knows, or of a machine that was measured."""
     step = planned.step if planned.config.gpu else None
     return beside(planned, peak) | {
         "required_bytes": planned.memory.required_bytes,
-        "step_seconds": step.seconds if step else None,
+        "step_seconds": timed or (step.seconds if step else None),
         "gpu": planned.config.gpu.name if planned.config.gpu else None,
         "fits": planned.fits[0].fits if planned.config.gpu else None,
     }
 
 
 def _device_bytes(samples: dict[str, Any] | None) -> int | None:
-    """NVML's largest reading of the process; where containers hide processes, of the device."""
+    """NVML's largest reading of a GPU's process; where containers hide processes, of a GPU."""
     found = (samples or {}).get("columns", {})
     for name in ("process_bytes", "used_bytes"):
-        seen = [value for value in found.get(name, ()) if value is not None]
+        seen = [value for one in columns_of(found, name) for value in one if value is not None]
         if seen:
             return int(max(seen))
     return None

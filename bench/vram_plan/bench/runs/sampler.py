@@ -1,7 +1,8 @@
 """A process of its own that samples a run: ``python -m vram_plan.bench.runs.sampler``.
 
 It holds nothing of the run's process, so that it costs the run no time; it ends when it is told to
-or when the sampled process is gone.
+or when the sampled process is gone. The first GPU's readings have their plain names, those of
+others are called ``gpu1_used_bytes`` and so on.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -32,23 +33,28 @@ class Sampler:
     Args:
         pid: the process (and, for its memory on the host, its children).
         folder: where the samples go until they are read.
-        uuid: the GPU; None samples the host alone.
+        uuids: the GPUs of the run on this machine; without one the host alone is sampled.
         hertz: samples a second.
     """
 
     def __init__(
-        self, pid: int, folder: Path, *, uuid: str | None = None, hertz: float = HERTZ
+        self, pid: int, folder: Path, *, uuids: Sequence[str] = (), hertz: float = HERTZ
     ) -> None:
         if not 0 < hertz <= 100:
             raise ValueError(f"--hertz {hertz:g}: between 0 and 100; NVML itself is no faster")
         self.path = folder / "samples.jsonl"
         command = [sys.executable, "-m", "vram_plan.bench.runs.sampler", str(self.path)]
         command += ["--pid", str(pid), "--hertz", str(hertz)]
-        if uuid is not None:
+        for uuid in uuids:
             command += ["--gpu", uuid]
         self._process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
+
+    @property
+    def process_id(self) -> int:
+        """Of the process that samples."""
+        return self._process.pid
 
     def stop(self) -> dict[str, Any]:
         """End it and return its samples by column."""
@@ -84,7 +90,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m vram_plan.bench.runs.sampler")
     parser.add_argument("path", type=Path)
     parser.add_argument("--pid", type=int, required=True)
-    parser.add_argument("--gpu")
+    parser.add_argument("--gpu", action="append", default=[])
     parser.add_argument("--hertz", type=float, default=HERTZ)
     given = parser.parse_args()
     ended: list[int] = []
@@ -93,7 +99,7 @@ def main() -> None:
         ended.append(number)
 
     signal.signal(signal.SIGTERM, end)
-    gpu, about = _open(given.gpu)
+    gpus, about = _open(given.gpu)
     started = time.monotonic()
     with given.path.open("w", encoding="utf-8", buffering=1) as file:
         file.write(json.dumps(about | {"hertz": given.hertz, "started": started}) + "\n")
@@ -101,22 +107,39 @@ def main() -> None:
         while not ended and _alive(given.pid):
             pids = tree(given.pid)
             row = {"seconds": time.monotonic() - started, "host_bytes": resident_bytes(pids)}
-            file.write(json.dumps(row | (gpu.sample(pids) if gpu else {})) + "\n")
+            for place, gpu in gpus:
+                row |= _told(place, gpu.sample(pids))
+            file.write(json.dumps(row) + "\n")
             number += 1
             # From the start, not from the last sample: delays do not add up.
             time.sleep(max(0.0, started + number / given.hertz - time.monotonic()))
-    if gpu:
+    for _, gpu in gpus:
         gpu.close()
 
 
-def _open(uuid: str | None) -> tuple[Gpu | None, dict[str, Any]]:
-    if uuid is None:
-        return None, {"gpu": None, "gpu_reason": "the run uses no GPU"}
-    try:
-        gpu = Gpu(uuid)
-    except NoNvmlError as error:
-        return None, {"gpu": None, "gpu_reason": str(error)}
-    return gpu, {"gpu": gpu.facts, "gpu_reason": None}
+def _told(place: int, seen: dict[str, Any]) -> dict[str, Any]:
+    """Readings under the names of their GPU."""
+    return {f"gpu{place}_{name}": value for name, value in seen.items()} if place else seen
+
+
+def _open(uuids: Sequence[str]) -> tuple[list[tuple[int, Gpu]], dict[str, Any]]:
+    """The GPUs that can be asked, with their place, and what is said of all of them once."""
+    if not uuids:
+        return [], {"gpu": None, "gpu_reason": "the run uses no GPU"}
+    found: list[tuple[int, Gpu]] = []
+    facts: list[dict[str, Any] | None] = []
+    reason = None
+    for place, uuid in enumerate(uuids):
+        try:
+            gpu = Gpu(uuid)
+        except NoNvmlError as error:
+            reason = reason or str(error)
+            facts.append(None)
+        else:
+            found.append((place, gpu))
+            facts.append(gpu.facts)
+    about = {"gpu": facts[0], "gpu_reason": reason}
+    return found, about | ({"gpus": facts} if len(uuids) > 1 else {})
 
 
 def _alive(pid: int) -> bool:

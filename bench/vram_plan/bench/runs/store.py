@@ -1,8 +1,8 @@
 """Where runs are kept: one immutable JSON file each, and an index that can be made again.
 
-The files are the truth. Several machines' stores merge by copying files together; the index is
-SQLite's and is brought up to date when it is asked, so that a power cut between a file and its
-index entry loses nothing.
+The files are the truth; a run's samples are compressed in a file beside it. Several machines'
+stores merge by copying files together; the index is SQLite's and is brought up to date when it is
+asked, so that a power cut between a file and its index entry loses nothing.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ import secrets
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vram_plan.bench.measurement import SCHEMA
+from vram_plan.bench.runs.samples import ENDING, joined, packed, parted
 from vram_plan.bench.runs.surroundings import capacity_of, surroundings_of
 
 __all__ = ["Damaged", "Store", "new_id", "write_whole"]
@@ -71,12 +72,13 @@ def new_id() -> str:
     return f"{stamp}.{micro:06d}-{secrets.token_hex(6)}"
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, content: str | bytes) -> None:
     """Write a file so that a reader sees all of it or nothing, power cuts included."""
+    data = content.encode() if isinstance(content, str) else content
     half = path.with_name(f".{path.name}.{os.getpid()}.half")
     try:
-        with half.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with half.open("wb") as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         half.replace(path)
@@ -107,15 +109,26 @@ class Store:
             self.runs.mkdir(parents=True, exist_ok=True)
             if path.exists():
                 raise ValueError(f"{path} exists already; a run is written once")
-            write_whole(path, json.dumps(document, ensure_ascii=False))
+            kept, columns = parted(document)
+            if columns is not None:
+                write_whole(self._beside(path), packed(columns))
+            write_whole(path, json.dumps(kept, ensure_ascii=False))
             self._drop_halves()
         except OSError as error:
+            if not path.exists():
+                with suppress(OSError):
+                    self._beside(path).unlink(missing_ok=True)
             reason = error.strerror or str(error)
             raise ValueError(f"--store {self.folder}: {reason}; choose another folder") from None
         return path
 
-    def read(self, file: str) -> dict[str, Any]:
-        """One run.
+    @staticmethod
+    def _beside(path: Path) -> Path:
+        """Where the samples of a run's file are."""
+        return path.with_name(path.name.removesuffix(".json") + ENDING)
+
+    def read(self, file: str, *, sampled: bool = True) -> dict[str, Any]:
+        """One run, with its samples unless they are not wanted.
 
         Raises:
             ValueError: if the file is no run of a schema known here.
@@ -128,7 +141,7 @@ class Store:
             raise ValueError("no run")
         if document.get("schema") != SCHEMA:
             raise ValueError(f"schema {document.get('schema')!r}, this version reads {SCHEMA}")
-        return document
+        return joined(document, self._beside(path)) if sampled else document
 
     def documents(self) -> Iterator[dict[str, Any] | Damaged]:
         """Every run, oldest first; damaged files are told, not raised."""
@@ -165,9 +178,14 @@ class Store:
 
     def _drop_halves(self) -> None:
         """Remove what writers that were killed have left behind; nobody writes for so long."""
-        for half in self.runs.glob(".*.half"):
-            if time.time() - half.stat().st_mtime > _ABANDONED_SECONDS:
-                half.unlink(missing_ok=True)
+        alone = (
+            one
+            for one in self.runs.glob(f"*{ENDING}")
+            if not one.with_name(one.name.removesuffix(ENDING) + ".json").exists()
+        )
+        for left in (*self.runs.glob(".*.half"), *alone):
+            if time.time() - left.stat().st_mtime > _ABANDONED_SECONDS:
+                left.unlink(missing_ok=True)
 
     def _names(self) -> list[str]:
         return sorted(path.name for path in self.runs.glob("*.json")) if self.runs.exists() else []
@@ -211,7 +229,7 @@ class Store:
 
     def _row(self, name: str, stamp: tuple[int, int]) -> tuple[Any, ...]:
         try:
-            found = self.read(name)
+            found = self.read(name, sampled=False)
         except (OSError, ValueError):
             return (name, *stamp, *[None] * (len(_COLUMNS) - 3))
         run, config = found["run"], found.get("config") or {}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from vram_plan.bench.measurement import Measurement
 from vram_plan.bench.runs.device import named_gpu
 from vram_plan.bench.runs.failures import Failure
-from vram_plan.bench.runs.group import command, first_machine
+from vram_plan.bench.runs.group import command, first_machine, gpus_here
 from vram_plan.bench.runs.job import Job
 from vram_plan.bench.runs.launch import Ended, Limits, launch
 from vram_plan.bench.runs.preflight import after, before
@@ -69,7 +69,8 @@ def sweep(
         except ValueError as error:
             yield Cell(job=job, refused=str(error))
             continue
-        found = before(job.device, store.folder)
+        count = gpus_here(planned.config, virtual=job.virtual is not None)
+        found = before(job.device, store.folder, gpus=count)
         if found["refused"]:
             yield Cell(job=job, refused=f"not now: {found['refused']}")
             continue
@@ -77,7 +78,7 @@ def sweep(
         if not first_machine(planned.config):
             yield Cell(job=job, known=_ELSEWHERE)
             continue
-        left = after(job.device, found)
+        left = after(job.device, found, gpus=count)
         measurement = measurement_of(job, planned, ended, {"before": found, "after": left})
         store.add(measurement.to_document())
         yield Cell(job=job, measurement=measurement)

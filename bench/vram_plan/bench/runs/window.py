@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["timed_window"]
+__all__ = ["columns_of", "timed_window"]
 
 #: NVML's reasons that are a fault of the machine: hardware slowdown, its thermal and its power
 #: brake form (nvml.h ``nvmlClocksThrottleReasonHwSlowdown``, ``…HwThermalSlowdown``,
 #: ``…HwPowerBrakeSlowdown``), and software's thermal one.
 _THROTTLED = 0x8 | 0x40 | 0x80 | 0x20
 _SHARE = 0.01
+_OTHERS = re.compile(r"^gpu\d+_")
+"""What the sampler puts before the readings of GPUs beside the first one."""
 _MIDDLES = ("gpu_percent", "power_watts", "sm_megahertz", "celsius")
 
 
@@ -28,9 +31,10 @@ def timed_window(
         timed: timed steps, the last of the run.
 
     Returns:
-        Seconds and number of samples, medians of load, power, clock and heat, joules by NVML's
-        counter, the share of samples in which the GPU was slowed down, and ``throttled``: whether
-        that is more than 1 %. What a GPU does not say is None.
+        Seconds and number of samples; of the first GPU medians of load, power, clock and heat; of
+        all together joules by NVML's counter; the share of samples in which the most slowed GPU was
+        slowed down, and ``throttled``: whether that is more than 1 %. What a GPU does not say is
+        None.
     """
     begins = [float(mark["at"]) for mark in marks if mark.get("stage") == "step"]
     if not samples or "started" not in samples or timed < 1 or len(begins) < warmup + timed:
@@ -40,13 +44,33 @@ def timed_window(
     places = [n for n, at in enumerate(columns.get("seconds", ())) if first <= at <= last]
     found: dict[str, Any] = {"seconds": last - first, "samples": len(places)}
     for name in _MIDDLES:
-        found[name] = _middle(_cut(columns, name, places))
-    energy = _cut(columns, "energy_joules", places)
-    found["joules"] = energy[-1] - energy[0] if len(energy) > 1 else None
-    slowed = [bool(int(one) & _THROTTLED) for one in _cut(columns, "throttle_reasons", places)]
-    found["slowed_share"] = sum(slowed) / len(slowed) if slowed else None
-    found["throttled"] = found["slowed_share"] > _SHARE if slowed else None
+        found[name] = _middle(_cut(columns.get(name, ()), places))
+    unseen = None in samples.get("gpus", ())
+    found["joules"] = None if unseen else _joules(columns, places)
+    slowed = _slowed(columns, places)
+    found["slowed_share"] = slowed
+    found["throttled"] = None if slowed is None else slowed > _SHARE
     return found
+
+
+def columns_of(columns: Mapping[str, Sequence[Any]], name: str) -> list[Sequence[Any]]:
+    """One reading of every GPU, the first one's first."""
+    return [values for key, values in columns.items() if _OTHERS.sub("", key) == name]
+
+
+def _joules(columns: Mapping[str, Sequence[Any]], places: Sequence[int]) -> float | None:
+    """Of all GPUs; None where one of them has no counter."""
+    seen = [_cut(one, places) for one in columns_of(columns, "energy_joules")]
+    if not seen or min(map(len, seen)) < 2:
+        return None
+    return sum(float(one[-1] - one[0]) for one in seen)
+
+
+def _slowed(columns: Mapping[str, Sequence[Any]], places: Sequence[int]) -> float | None:
+    """Share of the samples, of the GPU that was slowed down most."""
+    seen = [_cut(one, places) for one in columns_of(columns, "throttle_reasons")]
+    shares = [sum(bool(int(bits) & _THROTTLED) for bits in one) / len(one) for one in seen if one]
+    return max(shares, default=None)
 
 
 def _end(marks: Sequence[Mapping[str, Any]]) -> float:
@@ -55,8 +79,7 @@ def _end(marks: Sequence[Mapping[str, Any]]) -> float:
     return float(marks[min(last + 1, len(marks) - 1)]["at"])
 
 
-def _cut(columns: Mapping[str, Sequence[Any]], name: str, places: Sequence[int]) -> list[Any]:
-    values = columns.get(name, ())
+def _cut(values: Sequence[Any], places: Sequence[int]) -> list[Any]:
     return [values[n] for n in places if n < len(values) and values[n] is not None]
 
 

@@ -7,7 +7,7 @@ import torch
 
 from vram_plan.bench.trace.storages import StorageLog
 
-__all__ = ["Names"]
+__all__ = ["Names", "held_by"]
 
 _MASTERS = (
     "single_partition_of_fp32_groups",  # stages 1 and 2
@@ -74,34 +74,14 @@ class Names:
         """Name what the engine holds now, and move the host's part off the device."""
         optimizer = engine.optimizer
         self.buckets = getattr(optimizer, "ipg_buckets", {})
-        states = list(_states(engine.basic_optimizer))
         for bucket in self.buckets.values():
             self.name("buffers", _tensors(bucket.buffer))
-        groups = {
-            "weights": list(self._weights()),
-            "master_weights": list(_held(optimizer, _MASTERS)),
-            "gradients": [*_held(optimizer, _GRADIENTS), *self._gradients(optimizer)],
-            "optimizer_states": states,
-            "buffers": list(_held(optimizer, _HOST_BUFFERS)),
-        }
+        groups = held_by(engine, self.model)
         for component in ("weights", "master_weights", "gradients", "optimizer_states"):
             self.name(component, groups[component])
         self.name("buffers", self.model.buffers())
         if self.offloads[0]:
             self._to_host(groups, optimizer)
-
-    def _weights(self) -> Iterator[torch.Tensor]:
-        for parameter in self.model.parameters():
-            part = getattr(parameter, "ds_tensor", None)
-            if part is None:
-                yield parameter
-            else:
-                yield part
-
-    def _gradients(self, optimizer: Any) -> Iterator[torch.Tensor]:
-        for parameter in (*self.model.parameters(), *_held(optimizer, _MASTERS)):
-            if parameter.grad is not None:
-                yield parameter.grad
 
     def _to_host(self, groups: dict[str, list[torch.Tensor]], optimizer: Any) -> None:
         masters = groups["master_weights"]
@@ -113,7 +93,7 @@ class Names:
             "buffers": groups["buffers"],
         }
         if self.offloads[1]:
-            away["weights"] = [*_held(optimizer, (_HOST_WEIGHTS,)), *self._weights()]
+            away["weights"] = [*_held(optimizer, (_HOST_WEIGHTS,)), *_weights(self.model)]
         for component, tensors in away.items():
             for tensor in tensors:
                 self._move(component, tensor)
@@ -137,6 +117,30 @@ class Names:
             if block.phase == "build":
                 block.component = block.component or "buffers"
         self.log.name_the_rest()
+
+
+def held_by(engine: Any, model: Any) -> dict[str, list[torch.Tensor]]:
+    """Component → tensors that an engine holds now, by its own attributes."""
+    optimizer = engine.optimizer
+    return {
+        "weights": list(_weights(model)),
+        "master_weights": list(_held(optimizer, _MASTERS)),
+        "gradients": [*_held(optimizer, _GRADIENTS), *_gradients(model, optimizer)],
+        "optimizer_states": list(_states(engine.basic_optimizer)),
+        "buffers": list(_held(optimizer, _HOST_BUFFERS)),
+    }
+
+
+def _weights(model: Any) -> Iterator[torch.Tensor]:
+    for parameter in model.parameters():
+        part = getattr(parameter, "ds_tensor", None)
+        yield parameter if part is None else part
+
+
+def _gradients(model: Any, optimizer: Any) -> Iterator[torch.Tensor]:
+    for parameter in (*model.parameters(), *_held(optimizer, _MASTERS)):
+        if parameter.grad is not None:
+            yield parameter.grad
 
 
 def _held(owner: Any, names: tuple[str, ...]) -> Iterator[torch.Tensor]:

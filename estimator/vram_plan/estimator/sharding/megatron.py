@@ -75,9 +75,14 @@ def _main_gradients(rank: Rank) -> Entry:
     )
 
 
+def dividing_ranks(config: TrainConfig) -> int:
+    """Ranks that divide masters, moments and the update: the distributed optimizer's."""
+    return 1 if config.zero == 0 else config.shard_ranks
+
+
 def _optimizer(rank: Rank) -> list[Entry]:
     config, inventory = rank.config, rank.passes.inventory
-    ranks = 1 if config.zero == 0 else config.shard_ranks
+    ranks = dividing_ranks(config)
     scale = inventory.scale
     dense = _numel(inventory.weights, scale, experts=False)
     sparse = _numel(inventory.weights, scale, experts=True)
@@ -105,12 +110,16 @@ def _optimizer(rank: Rank) -> list[Entry]:
     ]
 
 
+def before_hopper(config: TrainConfig) -> bool:
+    """Whether a GPU is named that Transformer Engine takes a small workspace on."""
+    return config.gpu is not None and config.gpu.architecture.lower() in _BEFORE_HOPPER
+
+
 def _buffers(rank: Rank) -> list[Entry]:
     config = rank.config
     if not is_built(config.model) or config.engine != "megatron":
         return []
-    old = config.gpu is not None and config.gpu.architecture.lower() in _BEFORE_HOPPER
-    size = ENGINE_WORKSPACE[0 if old else 1]
+    size = ENGINE_WORKSPACE[0 if before_hopper(config) else 1]
     found = [
         Entry(
             component="buffers",

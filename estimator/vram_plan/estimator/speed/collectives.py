@@ -12,8 +12,9 @@ middle sizes do not reach the bandwidth. What eight H200 took beyond the model (
 32 KiB to 16 GiB, stas00/ml-engineering @ 744d01e1 ``network/README.md``) is added, the part that
 grows with the size in inverse proportion to the bandwidth of the links.
 
-Golden tests hold it against other nccl-tests tables. RCCL is NCCL's copy; AMD's constants are not
-public.
+Inside a machine that ``bench calibrate`` has measured, its own latency and bandwidth stand in for
+all of that. Golden tests hold the model against other nccl-tests tables. RCCL is NCCL's copy; AMD's
+constants are not public.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ KINDS = (
     "all-to-all",
     "point-to-point",
 )
+OWN = "as measured"
+"""What `algorithm` says of a machine that was measured."""
 _US = 1e-6
 _PROTOCOLS = ("LL", "LL128", "Simple")
 _BASE = {"tree": (6.8, 14.0, 8.4), "ring": (6.6, 14.0, 8.4)}
@@ -104,6 +107,9 @@ def _quickest(kind: str, nbytes: float, group: Group) -> tuple[float, str]:
     _known(kind)
     if group.ranks == 1 or nbytes <= 0:
         return 0.0, "none"
+    own = group.measured.rate(kind, group.ranks) if group.measured and group.nodes == 1 else None
+    if own:
+        return own.latency_seconds + sent_bytes(kind, nbytes, group.ranks) / own.bytes_per_s, OWN
     if kind in {"all-to-all", "point-to-point"}:
         return _direct(kind, nbytes, group), "direct Simple"
     quickest, name = min(_candidates(kind, nbytes, group))

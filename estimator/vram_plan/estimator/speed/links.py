@@ -4,7 +4,8 @@ Data sheets give line rates. What a collective sees is lower; NCCL plans with ra
 (NVIDIA/nccl @ 5067397c ``src/graph/topo.h``): 20 of 25 GB/s a link for NVLink 2, 20.6 of 25 for
 NVLink 4, 40.1 of 50 for NVLink 5, 12 of 15.75 for PCIe 3 x16 (later generations in proportion,
 ``topo.cc`` kvDictPciGen), 12 of 12.5 for a 100-Gb/s network card; 235 of 300 GB/s for an A100 (@
-01afd20a ``src/graph/tuning.cc``).
+01afd20a ``src/graph/tuning.cc``). A machine that ``bench calibrate`` has measured has rates of its
+own.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from functools import lru_cache
 
 from vram_plan.estimator.config import TrainConfig
 from vram_plan.estimator.speed.transfer import NotModelled
+from vram_plan.profiles.collective_rates import MeasuredLinks, links_of
 from vram_plan.profiles.gpus import GpuSpec
-from vram_plan.profiles.nodes import NodeSpec
+from vram_plan.profiles.nodes import NodeSpec, load_nodes
 
 __all__ = ["Group", "group_of", "host_rate", "inside", "local_rate"]
 
@@ -51,6 +53,7 @@ class Group:
         local_bytes_per_s: what one rank sends to others of its machine.
         network_bytes_per_s: what the group's ranks of one machine send to other machines; 0 where
             it is not known (an error only if they have to).
+        measured: collectives inside this machine as they were measured; None where they were not.
     """
 
     ranks: int
@@ -59,6 +62,7 @@ class Group:
     architecture: str
     local_bytes_per_s: float
     network_bytes_per_s: float = 0.0
+    measured: MeasuredLinks | None = None
 
     def __post_init__(self) -> None:
         if self.ranks < 1 or not 1 <= self.per_node <= self.ranks:
@@ -97,14 +101,16 @@ def group_of(config: TrainConfig, ranks: int, stride: int = 1) -> Group:
         per_node -= 1
     network = 0.0
     if per_node < ranks:
-        network = _network_rate(node) * per_node / config.gpus_per_node
+        network = _network_rate(node, gpu) * per_node / config.gpus_per_node
+    measured = links_of(gpu)
     return Group(
         ranks=ranks,
         per_node=per_node,
         medium=_medium(gpu, node),
         architecture=gpu.architecture,
-        local_bytes_per_s=local_rate(gpu, node, per_node),
+        local_bytes_per_s=_measured_rate(measured, per_node) or local_rate(gpu, node, per_node),
         network_bytes_per_s=network,
+        measured=measured,
     )
 
 
@@ -116,7 +122,14 @@ def inside(group: Group) -> Group:
         medium=group.medium,
         architecture=group.architecture,
         local_bytes_per_s=group.local_bytes_per_s,
+        measured=group.measured,
     )
+
+
+def _measured_rate(links: MeasuredLinks | None, ranks: int) -> float | None:
+    """What a ring moves past every rank, where it was measured."""
+    found = links.rate("all-reduce", ranks) if links else None
+    return found.bytes_per_s if found else None
 
 
 @lru_cache(maxsize=256)
@@ -145,9 +158,13 @@ def host_rate(config: TrainConfig) -> float:
     return gpu.host_link_bytes_per_s * _HOST
 
 
-def _network_rate(node: NodeSpec) -> float:
+def _network_rate(node: NodeSpec, gpu: GpuSpec) -> float:
     if node.network_bytes_per_s is None:
-        raise NotModelled(f"the network of {node.name} is not in the catalogue; choose --node")
+        known = [one.name for one in load_nodes().values() if one.gpu == gpu.name and one.network]
+        which = f", for example {known[0]}" if known else ""
+        raise NotModelled(
+            f"the network of {node.name} is not in the catalogue; choose --node{which}"
+        )
     return node.network_bytes_per_s * (_EFA_V1 if node.network == "efa-v1" else _NETWORK)
 
 

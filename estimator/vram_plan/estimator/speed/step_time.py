@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vram_plan.estimator.rank import run_passes
+from vram_plan.estimator.sharding.megatron import dividing_ranks
 from vram_plan.estimator.sharding.pipeline import stages
 from vram_plan.estimator.speed.bubble import ratio
 from vram_plan.estimator.speed.exposure import exposed
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["StepTime", "StepWork", "step_time", "step_work", "time_of", "tokens_per_step"]
 
+_MEGATRONS = frozenset({"megatron", "nanotron"})
 OPTIMIZER, BUBBLE = "optimizer step", "pipeline bubble"
 
 
@@ -186,6 +188,8 @@ def sharing(config: TrainConfig) -> int:
     """Ranks that divide the optimizer's work among them."""
     if config.fsdp == "hybrid-shard":
         return min(config.gpus_per_node, config.shard_ranks)
+    if config.engine in _MEGATRONS:  # as the memory of their optimizer says
+        return dividing_ranks(config)
     return config.shard_ranks if (config.zero or 0) > 0 or config.fsdp else 1
 
 
