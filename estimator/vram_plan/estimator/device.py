@@ -13,10 +13,17 @@ from dataclasses import dataclass
 from vram_plan.estimator.config import TrainConfig
 from vram_plan.estimator.ledger import OUTSIDE_THE_STEP
 from vram_plan.estimator.memory import Memory
-from vram_plan.estimator.overhead import MADE_WITHIN_THE_STEP
+from vram_plan.estimator.overhead import MADE_WITHIN_THE_STEP, rank_groups
 from vram_plan.profiles.calibration import DeviceFit, load_calibration
 
-__all__ = ["DeviceReading", "churn_bytes", "device_reading", "outside_bytes", "stratum_of"]
+__all__ = [
+    "DeviceReading",
+    "cached_churn",
+    "churn_bytes",
+    "device_reading",
+    "outside_bytes",
+    "stratum_of",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,8 +72,8 @@ def device_reading(config: TrainConfig, memory: Memory) -> DeviceReading | None:
     if fit is None or not config.training:
         return None
     most = config.gpu.usable_bytes if config.gpu else None
-    outside = outside_bytes(memory) + fit.fixed_bytes
-    middle = _reserved(fit, memory) + outside
+    outside = outside_bytes(memory) + fit.fixed_bytes * (1 + len(rank_groups(config)))
+    middle = _reserved(fit, config, memory) + outside
     reading = _capped(middle, most, memory)
     return DeviceReading(
         bytes=reading,
@@ -76,12 +83,21 @@ def device_reading(config: TrainConfig, memory: Memory) -> DeviceReading | None:
     )
 
 
-def _reserved(fit: DeviceFit, memory: Memory) -> float:
+def cached_churn(config: TrainConfig, memory: Memory) -> int:
+    """The churn of which a share is cached beyond what is known.
+
+    None of it where several GPUs were replayed, every stream by itself: there readings ask for no
+    more. On one GPU a share remains, as lengths and evaluation differ in ways rows do not state.
+    """
+    replayed = memory.reserve is not None
+    return 0 if replayed and config.gpus > 1 else churn_bytes(memory)
+
+
+def _reserved(fit: DeviceFit, config: TrainConfig, memory: Memory) -> float:
     """What the allocator holds on a card without an end."""
-    cached = fit.churn_share * churn_bytes(memory)
-    if memory.reserved_bytes is not None:
-        return memory.reserved_bytes + cached
-    return memory.allocated_bytes + cached + fit.states_share * memory.model_states_bytes
+    cached = fit.churn_share * cached_churn(config, memory)
+    known = memory.reserved_bytes
+    return (memory.allocated_bytes if known is None else known) + cached
 
 
 def _capped(nbytes: float, most: int | None, memory: Memory) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from vram_plan.estimator.config import TrainConfig
 from vram_plan.estimator.ledger import Entry
+from vram_plan.estimator.lengths import FIXED
 from vram_plan.profiles import switches
 
 MIB = 2**20
@@ -55,10 +56,27 @@ def overhead_bytes(config: TrainConfig) -> int:
     """
     lazy = switches.loads_kernels_lazily(config.stack, config.engine)
     total = (CONTEXT_BYTES if lazy else EAGER_CONTEXT_BYTES) + unlisted_workspaces(config)
-    for ranks in (config.data_parallel, config.tp, config.pp, config.cp, config.ep):
-        if ranks > 1:
-            total += NCCL_PAIR_BYTES if ranks == 2 else NCCL_GROUP_BYTES
-    return total
+    return total + sum(
+        NCCL_PAIR_BYTES if ranks == 2 else NCCL_GROUP_BYTES
+        for ranks in (*rank_groups(config), *pipeline_pairs(config))
+    )
+
+
+def rank_groups(config: TrainConfig) -> list[int]:
+    """Sizes of the groups of ranks that a rank talks in, each through a communicator."""
+    axes = (config.data_parallel, config.tp, config.pp, config.cp, config.ep)
+    return [ranks for ranks in axes if ranks > 1]
+
+
+def pipeline_pairs(config: TrainConfig) -> list[int]:
+    """Groups of two that DeepSpeed's pipeline engine makes with the stages before and after.
+
+    Activations and gradients travel in them, the loss in the group of all stages (deepspeed 0.19.8
+    ``runtime/pipe/topology.py`` ``_build_p2p_groups``, ``engine.py`` ``_aggregate_total_loss``).
+    """
+    if config.engine != "megatron-deepspeed" or config.pp == 1:
+        return []
+    return [2] * min(2, config.pp - 1)
 
 
 def workspace_bytes(config: TrainConfig) -> int:
@@ -96,9 +114,13 @@ def unlisted_workspaces(config: TrainConfig) -> int:
 def is_modelled(config: TrainConfig) -> bool:
     """Whether every storage of the run is known, so that the allocator can be asked.
 
-    Whole states on each GPU, nothing offloaded but activations: sharding engines allocate from
-    several streams at moments that only the device knows.
+    Whole states on each GPU and nothing offloaded but activations, or FSDP1's flat weights with
+    nothing offloaded. Other sharding engines allocate from several streams at moments that only
+    the device knows.
     """
+    if config.engine == "fsdp1":
+        plain = config.lengths == FIXED and config.offload == "none"
+        return config.training and plain and config.tp * config.pp * config.ep == 1
     return (
         config.training
         and config.engine in REPLAYED

@@ -22,10 +22,11 @@ from vram_plan.estimator.overhead import overhead_bytes, unlisted_workspaces, wo
 from vram_plan.estimator.quantization import packed_bytes
 from vram_plan.estimator.rank import Passes as RankPasses
 from vram_plan.estimator.rank import beside_named, run_passes
+from vram_plan.estimator.reserved_fsdp import sharded_timeline
 from vram_plan.estimator.timeline import Passes, Timeline, pieces_of
 from vram_plan.estimator.varied import AtLength, Lengths
 
-__all__ = ["replay_run", "reserved_bytes", "run_changes"]
+__all__ = ["replay_run", "reserved_bytes", "run_changes", "run_timeline"]
 
 STEPS = 2
 SEEDS = (0, 1, 2)
@@ -54,13 +55,14 @@ def reserved_bytes(config: TrainConfig, allocated: int) -> int:
 
 
 def _reserved(config: TrainConfig, allocated: int, seed: int) -> int:
-    changes = run_changes(config, seed)
+    timeline = run_timeline(config, seed)
+    changes, streams = timeline.changes, timeline.streams
     limit = None
     if config.gpu is not None:
         limit = config.gpu.usable_bytes - overhead_bytes(config) + unlisted_workspaces(config)
-    found = replay(changes, limit_bytes=limit)
+    found = replay(changes, limit_bytes=limit, streams=streams)
     if found.outcome != "ok":
-        found = replay(changes)
+        found = replay(changes, streams=streams)
     seen = found.stats.requested_peak - unlisted_workspaces(config)
     return found.reserved_peak_bytes + max(allocated - seen, 0)
 
@@ -77,17 +79,25 @@ def replay_run(
         settings: the allocator's; PyTorch's defaults when None.
         limit_bytes: what the device can hand out; None: all that is asked for.
     """
-    return replay(run_changes(config), settings, limit_bytes)
+    timeline = run_timeline(config)
+    return replay(timeline.changes, settings, limit_bytes, timeline.streams)
 
 
 def run_changes(config: TrainConfig, seed: int = 0) -> list[Change]:
+    """The changes of ``run_timeline``."""
+    return run_timeline(config, seed).changes
+
+
+def run_timeline(config: TrainConfig, seed: int = 0) -> Timeline:
     """Every change of the loading and of two steps, or of an epoch's longest micro-batches.
 
     Args:
         config: every option, resolved; ``overhead.is_modelled`` holds.
         seed: of the order of sequences whose lengths differ.
     """
-    return _Run(config, seed).changes()
+    if config.engine == "fsdp1":
+        return sharded_timeline(config)
+    return _Run(config, seed).written()
 
 
 class _Run:
@@ -102,7 +112,7 @@ class _Run:
         self.trainable: list[Weight] = []
         self.workspaces = 0
 
-    def changes(self) -> list[Change]:
+    def written(self) -> Timeline:
         """Load, then step twice."""
         self._load()
         if self.config.engine == "ddp":
@@ -111,7 +121,7 @@ class _Run:
             for one in micro_batches:
                 self._micro_batch(one)
             self._update(first=step == 0)
-        return self.timeline.changes
+        return self.timeline
 
     def _steps(self) -> Iterator[list[AtLength]]:
         """The micro-batches of each optimizer step: two of a step stand for all, if all are alike.

@@ -7,7 +7,8 @@ states and the temporaries of the step come one tensor at a time, as the librari
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from typing import Protocol
 
 from vram_plan.estimator.allocator import Change
 from vram_plan.estimator.chain import Link
@@ -19,16 +20,19 @@ __all__ = ["Passes", "Piece", "Timeline", "pieces_of"]
 class Timeline:
     """Changes of storages, numbered as they come; a storage may have several holders."""
 
-    __slots__ = ("_holders", "_sizes", "changes")
+    __slots__ = ("_holders", "_sizes", "changes", "streams")
 
     def __init__(self) -> None:
         self.changes: list[Change] = []
+        self.streams: dict[int, int] = {}
         self._sizes: list[int] = []
         self._holders: list[int] = []
 
-    def take(self, nbytes: int) -> int:
-        """A new storage with one holder."""
+    def take(self, nbytes: int, stream: int = 0) -> int:
+        """A new storage with one holder, made on a stream (0: the default one)."""
         number = len(self._sizes)
+        if stream:
+            self.streams[number] = stream
         self._sizes.append(nbytes)
         self._holders.append(1)
         if nbytes:
@@ -67,6 +71,13 @@ class Piece:
         self.numbers: dict[int, int] = {}
 
 
+class BothWays(Protocol):
+    """Segments in forward order that can be walked from the end."""
+
+    def __reversed__(self) -> Iterator[Piece]:
+        """From the last to the first."""
+
+
 def pieces_of(links: Iterable[Link]) -> Iterator[Piece]:
     """Every segment of a chain that computes something, in forward order."""
     for link in links:
@@ -88,7 +99,7 @@ class Passes:
         self._attached: list[int] = []
         self._passing: list[int] = []
 
-    def forward(self, pieces: Sequence[Piece]) -> None:
+    def forward(self, pieces: Iterable[Piece]) -> None:
         """The forward pass: what autocast has cast goes at its end."""
         left: int | None = None
         for piece in pieces:
@@ -97,7 +108,7 @@ class Passes:
         self._attached += self._passing  # the loss
         self._passing.clear()
 
-    def backward(self, pieces: Sequence[Piece]) -> None:
+    def backward(self, pieces: BothWays) -> None:
         """The backward pass, the last piece first; weights' gradients are left."""
         back: int | None = None
         for piece in reversed(pieces):

@@ -20,17 +20,16 @@ CALIBRATION_FILE = os.path.join(os.path.dirname(__file__), "data", "calibration.
 class DeviceFit:
     """What a device reading adds to what the plan knows, for one stratum of runs.
 
-    Reading = reserved + CUDA context and communicators + ``fixed_bytes`` + ``churn_share`` · bytes
-    made within the step. Where the allocator is not replayed, the place of reserved is taken by
-    allocated + ``states_share`` · model states.
+    Reading = reserved + CUDA context and communicators + ``fixed_bytes`` · (1 + groups of ranks) +
+    ``churn_share`` · bytes made within the step. Where the allocator is not replayed, the place of
+    reserved is taken by allocated; where it is replayed on several GPUs, nothing is added to it.
 
     Attributes:
         stratum: ``one GPU/hf/adapters``; a shorter one is for runs without a fit of their own.
         rows: readings it was fitted on.
-        fixed_bytes: outside the allocator beyond the context and the communicators' documented
-            sizes; it does not grow with the run.
+        fixed_bytes: outside the allocator beyond the documented size of a context, and beyond
+            that of the communicator of each group of ranks; it does not grow with the run.
         churn_share: cache that the allocator keeps of what comes and goes within a step.
-        states_share: cache that goes with the model states.
         low: factor of the lower end of the interval.
         high: factor of the upper end.
         coverage: share of readings inside their interval in cross-validation.
@@ -41,14 +40,13 @@ class DeviceFit:
     rows: int
     fixed_bytes: int
     churn_share: float
-    states_share: float
     low: float
     high: float
     coverage: float
     median_error: float
 
     def __post_init__(self) -> None:
-        if min(self.fixed_bytes, self.churn_share, self.states_share) < 0:
+        if min(self.fixed_bytes, self.churn_share) < 0:
             raise ValueError(f"{self.stratum}: a part of a device reading cannot be negative")
         if not 0 < self.low <= self.high:
             raise ValueError(f"{self.stratum}: {self.low}–{self.high} is no interval")

@@ -2,8 +2,8 @@
 
 Takes the device readings of the project's own rows that are of quality A or B and not censored (a
 card nearly full makes the allocator give cache back, so the reading says nothing of the free run).
-Readings of what is reserved help to fit the cache of runs on several GPUs, whose allocator is not
-replayed; on one GPU they judge the replay and are left out of the fit. It fits each stratum, and
+Readings of what is reserved help to fit the cache of runs whose allocator is not replayed; the
+others judge the replay and are left out of the fit. It fits each stratum, and
 writes ``profiles/vram_plan/profiles/data/calibration.toml`` with the error
 and the coverage on groups of rows that the fit did not see.
 """
@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-from vram_plan.estimator.device import churn_bytes, outside_bytes, stratum_of
+from vram_plan.estimator.device import cached_churn, outside_bytes, stratum_of
+from vram_plan.estimator.overhead import rank_groups
 from vram_plan.profiles.calibration import CALIBRATION_FILE, Calibration, DeviceFit
 from vram_plan.profiles.measured import read_rows
 from vram_plan.reports.crossfit import (
@@ -39,12 +40,13 @@ FULL_READING, FULL_ALLOCATED = 0.90, 0.80
 """Censored: a reading above this share of the card, or an allocated peak above the second."""
 FEWEST, FEWEST_GROUPS = 12, 3
 """Readings of a stratum, and groups they are of, below which the one above it speaks."""
-LEVELS = 3
+LEVELS = 2
+CLEARLY = 0.75
+"""A stratum speaks for itself where its held-out error is at most this share of the one above's."""
 _FIELDS = (
     "rows",
     "fixed_bytes",
     "churn_share",
-    "states_share",
     "low",
     "high",
     "coverage",
@@ -82,13 +84,15 @@ def _usable(one: Comparison) -> bool:
 
 def _sample(one: Comparison) -> Sample:
     memory, device = one.plan.memory, one.metric == DEVICE
-    base, states = memory.allocated_bytes, float(memory.model_states_bytes)
-    if memory.reserved_bytes is not None:
-        base, states = memory.reserved_bytes, 0.0
+    held, config = memory.reserved_bytes, one.plan.config
     return Sample(
         group=one.row.group,
-        base=base + (outside_bytes(memory) if device else 0),
-        parts=(float(device), float(churn_bytes(memory)), states),
+        base=(memory.allocated_bytes if held is None else held)
+        + (outside_bytes(memory) if device else 0),
+        parts=(
+            float(1 + len(rank_groups(config))) if device else 0.0,
+            float(cached_churn(config, memory)),
+        ),
         measured=round(one.measured),
     )
 
@@ -110,14 +114,14 @@ def crossfits(readings: Iterable[Reading]) -> dict[str, Crossfit]:
 
 
 def _pruned(found: dict[str, Crossfit]) -> dict[str, Crossfit]:
-    """Without the strata that are met better, held out, by the one above them."""
+    """Without the strata that are met nearly as well, held out, by the one above them."""
     kept: dict[str, Crossfit] = {}
     for stratum, own in found.items():  # a stratum stands behind the one above it
         above = kept.get(nearest(stratum.rpartition("/")[0], kept))
         if above is not None:
             mine = {id(one.sample) for one in own.judged}
             theirs = [one for one in above.judged if id(one.sample) in mine]
-            if median_error(theirs) <= median_error(own.judged):
+            if median_error(own.judged) > CLEARLY * median_error(theirs):
                 continue
         kept[stratum] = own
     return kept
@@ -132,13 +136,12 @@ def nearest(stratum: str, found: Mapping[str, Crossfit]) -> str:
 
 def device_fit(stratum: str, found: Crossfit, widening: float) -> DeviceFit:
     """The constants of a stratum as the data file keeps them, its interval widened."""
-    fixed, churn, states = found.coefficients
+    fixed, churn = found.coefficients
     return DeviceFit(
         stratum=stratum,
         rows=len(found.judged),
         fixed_bytes=round(fixed),
         churn_share=round(churn, 4),
-        states_share=round(states, 4),
         low=round(found.low / widening, 4),
         high=round(found.high * widening, 4),
         coverage=round(coverage(found.judged, widening), 4),
@@ -211,7 +214,7 @@ def main(arguments: list[str]) -> int:
     for fit in found.device.values():
         print(
             f"{fit.stratum:32} n {fit.rows:3}  fixed {fit.fixed_bytes / 2**30:5.2f} GiB  "
-            f"churn {fit.churn_share:6.1%}  states {fit.states_share:6.1%}  "
+            f"churn {fit.churn_share:6.1%}  "
             f"interval × {fit.low:.3f}–{fit.high:.3f}  "
             f"coverage {fit.coverage:.0%}  median error {fit.median_error:.1%}"
         )

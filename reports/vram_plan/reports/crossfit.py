@@ -26,6 +26,9 @@ __all__ = [
 
 FOLDS = 5
 SHARE = 0.90
+MISPLANNED = 0.90
+"""A reading below this share of what is known to be there tells of a wrong plan, not of its cache:
+it is judged, but no coefficient is fitted on it."""
 _ROUNDS = 30
 _SMALLEST = 1e-4  # relative error below which a row does not pull harder
 Coefficients = tuple[float, ...]
@@ -168,6 +171,7 @@ def predict(sample: Sample, coefficients: Coefficients) -> float:
 
 def _fit(samples: Sequence[Sample]) -> Coefficients:
     """Least relative errors with coefficients that are not negative."""
+    samples = [one for one in samples if one.measured >= MISPLANNED * one.base] or samples
     width = len(samples[0].parts)
     active = list(range(width))
     while True:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from vram_plan.estimator.allocator.blocks import Block
@@ -53,8 +53,8 @@ class Replayer:
         self.allocator = allocator
         self.blocks: dict[int, Block] = {}
 
-    def change(self, number: int, delta: int) -> Block | None:
-        """One change; the block that is new.
+    def change(self, number: int, delta: int, stream: int = 0) -> Block | None:
+        """One change, of a storage of that stream; the block that is new.
 
         A storage resized in place is a new block, made before the old one goes (pytorch
         ``aten/src/ATen/native/cuda/Resize.cpp``, ``resize_bytes_cuda``).
@@ -63,7 +63,7 @@ class Replayer:
         size = delta if old is None else old.requested + delta
         block = None
         if size > 0:
-            block = self.blocks[number] = self.allocator.malloc(size)
+            block = self.blocks[number] = self.allocator.malloc(size, stream)
         if old is not None:
             self.allocator.free(old)
         return block
@@ -73,6 +73,7 @@ def replay(
     changes: Iterable[Change],
     settings: AllocatorSettings | None = None,
     limit_bytes: int | None = None,
+    streams: Mapping[int, int] | None = None,
 ) -> Replay:
     """Run a timeline through the allocator.
 
@@ -80,13 +81,14 @@ def replay(
         changes: in the order in which they happen, from the loading of the weights on.
         settings: PyTorch's defaults when None.
         limit_bytes: what the device can hand out.
+        streams: storages that are made on another stream than the default one, 0.
     """
     allocator = CachingAllocator(settings, limit_bytes=limit_bytes)
     change = Replayer(allocator).change
-    done = 0
+    done, of = 0, streams or {}
     try:
         for storage, delta in changes:
-            change(storage, delta)
+            change(storage, delta, of.get(storage, 0))
             done += 1
     except OutOfMemory:
         return Replay(outcome="oom", failed_at=done, stats=allocator.stats)

@@ -16,6 +16,7 @@ from vram_plan.estimator.inventory import take_inventory
 from vram_plan.estimator.ledger import Entry
 from vram_plan.estimator.rank import Passes
 from vram_plan.estimator.sharding.base import PASS_INSTANTS, Rank
+from vram_plan.estimator.sharding.pipe_buffers import waiting_logits
 from vram_plan.estimator.step import gradient_bytes, pass_entries
 
 SOURCE = "arXiv:2104.04473 section 2.2; Megatron-LM megatron/core/pipeline_parallel/schedules.py"
@@ -80,6 +81,7 @@ def _waiting(config: TrainConfig, links: tuple[Link, ...], index: int) -> tuple[
             source=SOURCE,
             alive=PASS_INSTANTS,
         ),
+        *waiting_logits(config, links),
     )
 
 

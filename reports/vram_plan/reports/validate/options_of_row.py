@@ -26,6 +26,7 @@ from vram_plan.reports.validate.source_facts import (
     ONE_GROUP,
 )
 from vram_plan.reports.validate.stack_of_row import stack_of_row
+from vram_plan.reports.validate.unplanned import refuse_unplanned
 
 Options = dict[str, Any]
 
@@ -246,6 +247,7 @@ def _data(row: Row, model: ModelSpec) -> Options:
 
 
 def _step(row: Row, model: ModelSpec) -> Options:
+    refuse_unplanned(row)
     if row.loss is not None and row.loss not in choices.LOSSES:
         raise ValueError(f"loss {row.loss} cannot be planned")
     attention = _ATTENTIONS.get(row.attention or "", row.attention)

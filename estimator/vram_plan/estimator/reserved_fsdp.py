@@ -1,0 +1,287 @@
+"""What PyTorch's allocator reserves under FSDP1, whose streams have pools of their own.
+
+A free block serves only the stream it was made for, so what each stream holds at most adds up:
+weights are gathered on one, shards of gradients made on another, all else on the default one. What
+a second stream reads is free again when that stream is through with it (``record_stream``), which
+the next unit does not wait for; the rate limiter bounds that to one unit. Nothing is fitted.
+Source: torch 2.13.0 ``torch/distributed/fsdp/_runtime_utils.py`` ``_unshard``, ``_reduce_grad``,
+``_reshard``; ``_flat_param.py`` ``_free_unsharded_flat_param``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from vram_plan.estimator.config import TrainConfig
+from vram_plan.estimator.inventory import Weight
+from vram_plan.estimator.optimizers import optimizer_states
+from vram_plan.estimator.overhead import workspace_bytes
+from vram_plan.estimator.quantization import code_bytes, packed_bytes
+from vram_plan.estimator.rank import beside_named, run_passes
+from vram_plan.estimator.recording import record
+from vram_plan.estimator.sharding import fsdp1
+from vram_plan.estimator.sharding.base import Rank
+from vram_plan.estimator.sharding.units import Unit, gathered_bytes, held_bytes, unit_of
+from vram_plan.estimator.tape import Param
+from vram_plan.estimator.timeline import Passes, Piece, Timeline
+
+__all__ = ["sharded_timeline"]
+
+STEPS = 2
+UNSHARD, REDUCE = 1, 2
+"""``unshard_stream`` and ``post_backward_stream``; 0 is the default stream."""
+
+
+def sharded_timeline(config: TrainConfig) -> Timeline:
+    """Every change of the loading and of two steps on one rank.
+
+    Args:
+        config: every option, resolved; the engine is ``fsdp1`` and nothing is offloaded.
+    """
+    return _Run(config).run()
+
+
+@dataclass(slots=True)
+class _Place:
+    """A segment in forward order; ``unit``: what is gathered for it; ``hooked``: kept bytes."""
+
+    piece: Piece | None
+    unit: Unit | None
+    hooked: int = 0
+
+
+class _Run:
+    """Writes the timeline of one configuration."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+        self.rank_passes = run_passes(config, keeps_gradients=True)
+        self.layout = fsdp1.Timeline(Rank(config=config, passes=self.rank_passes))
+        self.timeline = Timeline()
+        self.passes = Passes(self.timeline)
+        self.places = list(self._in_order())
+        self.states: list[Weight] = []
+        self.gathered: dict[int, int] = {}
+        self.waiting: list[int] = []
+        self.flat: list[int] = []
+        self.shards: list[int] = []
+        self.hooked: list[int] = []
+        self.workspaces = 0
+
+    def run(self) -> Timeline:
+        """Load, then step twice."""
+        self._load()
+        for step in range(STEPS):
+            for _ in range(min(2, self.config.grad_accum)):
+                self._micro_batch()
+            self._update(first=step == 0)
+        return self.timeline
+
+    def _in_order(self) -> Iterator[_Place]:
+        for link in self.layout.chain:
+            layer = link.segment.kind == "layer"
+            unit = unit_of(link, 1.0) if layer else None
+            hooked = self.layout.hooked_bytes(link, self.layout.wrapped(unit)) if unit else 0
+            recording = record(link.run) if link.run is not None else None
+            for _ in range(link.count):
+                yield _Place(Piece(recording) if recording else None, unit, hooked)
+
+    def _load(self) -> None:
+        """Unit by unit: its weights, a flat copy of them, and the part of it that stays."""
+        timeline = self.timeline
+        blocks = [place.unit for place in self.places if place.unit is not None]
+        units = (self.layout.root, *blocks)
+        shards = []
+        for unit in units:
+            base = self.layout.wrapped(unit)
+            parts = [timeline.take(round(_gathered(self.config, p))) for p in base.params]
+            flat = timeline.take(self._whole(base))
+            timeline.give_all(parts)
+            shards.append((timeline.take(self._part(self._whole(base))), base))
+            timeline.give(flat)
+            for param in unit.params:
+                if param.packed:
+                    timeline.take(_scales(self.config, param))
+        self._widen(shards)
+        for unit in units:
+            self.states += self._local(p for p in unit.params if p.trainable)
+        for weight in self.states:
+            if weight.added:
+                timeline.take(weight.numel * weight.itemsize)
+
+    def _widen(self, shards: list[tuple[int, Unit]]) -> None:
+        """Accelerate's upcast: another tensor for each shard that is held wider than computed."""
+        for number, unit in shards:
+            plain = [p for p in unit.params if not p.packed]
+            wide = sum(p.numel * held_bytes(self.config, p) for p in plain)
+            if wide > sum(p.numel * p.itemsize for p in plain):
+                self.timeline.take(self._part(wide))
+                self.timeline.give(number)
+
+    def _local(self, params: Iterable[Param]) -> Iterator[Weight]:
+        """The first rank's part of a flat weight, cut where its weights begin."""
+        params = list(params)
+        for added in (False, True):
+            chosen = [p for p in params if p.added == added]
+            left = self._part(sum(p.numel for p in chosen))
+            for param in chosen:
+                if left > 0:
+                    yield _piece_of(self.config, param, min(left, param.numel))
+                left -= param.numel
+
+    def _micro_batch(self) -> None:
+        timeline, passes = self.timeline, self.rank_passes
+        inputs = [timeline.take(passes.inputs // 2) for _ in range(2)]
+        kept, passing = timeline.take(passes.shared), timeline.take(beside_named(passes))
+        self._workspace()
+        root = timeline.take(self._whole(self.layout.root), UNSHARD)
+        self.passes.forward(_Order(self))
+        timeline.give(passing)
+        self._workspace()
+        self.passes.backward(_Order(self))
+        self._let_go()
+        if self.layout.root.learns:
+            self._reduce(self.layout.root)
+        timeline.give_all(self.flat)
+        timeline.give_all(self.hooked)
+        timeline.give(root)
+        timeline.give(kept)
+        timeline.give_all(inputs)
+
+    def forward(self) -> Iterator[Piece]:
+        """Each segment with its unit gathered; the last unit's memory is free one unit later."""
+        for index, place in enumerate(self.places):
+            self._gather(index)
+            self._let_go()
+            if place.piece is not None:
+                yield place.piece
+            if not self.layout.stays:
+                self._reshard(index)
+
+    def backward(self) -> Iterator[Piece]:
+        """The same from the end, the unit before being fetched ahead, gradients reduced."""
+        for index in reversed(range(len(self.places))):
+            place = self.places[index]
+            self._gather(index)
+            alone = self.layout.leaves and place.unit is not None  # its last adapter comes before
+            if index and self.layout.fetches_ahead and not alone:
+                self._gather(index - 1)
+            self._let_go()
+            if place.piece is not None:
+                self._keep(place, place.piece.recording.entered)
+                yield place.piece
+                self._keep(place, place.piece.recording.grad_entered)
+            if place.unit is not None:
+                self._reduce(place.unit)
+            self._reshard(index)
+
+    def _keep(self, place: _Place, number: int | None) -> None:
+        """What a hook on a frozen unit's input holds until the end (``fsdp1.hooked_bytes``)."""
+        if place.hooked and place.piece is not None and number in place.piece.numbers:
+            self.hooked.append(self.timeline.hold(place.piece.numbers[number]))
+
+    def _gather(self, index: int) -> None:
+        unit = self.places[index].unit
+        if unit is not None and index not in self.gathered:
+            nbytes = self._whole(self.layout.wrapped(unit))
+            self.gathered[index] = self.timeline.take(nbytes, UNSHARD)
+
+    def _reshard(self, index: int) -> None:
+        if index in self.gathered:
+            self.waiting.append(self.gathered.pop(index))
+
+    def _let_go(self) -> None:
+        self.timeline.give_all(self.waiting)
+
+    def _reduce(self, unit: Unit) -> None:
+        """Views' gradients become a flat one, of which a shard stays: see ``fsdp1``."""
+        timeline, base = self.timeline, self.layout.wrapped(unit)
+        if not unit.learns:
+            return
+        before, self.flat = self.flat, []
+        if base.learns:
+            self.flat.append(timeline.take(self._whole(base)))
+        timeline.give_all(self.passes.gradients)
+        if base.learns and not self.config.grad_accum > 1:
+            self.shards.append(self._sharded(base))
+        for weight in self._local(p for p in unit.params if p.trainable and p.added):
+            self.shards.append(timeline.take(weight.numel * weight.itemsize, REDUCE))
+        timeline.give_all(before)
+
+    def _sharded(self, base: Unit) -> int:
+        """Reduced in the compute dtype; then in that of the weights."""
+        narrow = self._part(self._whole(base))
+        reduced = self.timeline.take(narrow, REDUCE)
+        wide = self._part(sum(p.numel * held_bytes(self.config, p) for p in base.params))
+        if wide <= narrow:
+            return reduced
+        cast = self.timeline.take(wide, REDUCE)
+        self.timeline.give(reduced)
+        return cast
+
+    def _update(self, *, first: bool) -> None:
+        """Step, and drop the gradients' shards."""
+        timeline, name = self.timeline, self.config.optimizer
+        found = [optimizer_states(name, [weight]) for weight in self.states]
+        if first:
+            for one in found:
+                for _ in range(2):
+                    timeline.take(one.nbytes // 2)
+        steps = [one.step for one in found if one.step]
+        if optimizer_states(name, self.states).step == sum(steps):
+            timeline.scratch(steps)
+        else:
+            for step in steps:
+                timeline.scratch([step])
+        timeline.give_all(self.shards)
+
+    def _workspace(self) -> None:
+        """The forward and the autograd thread take one each, when they first multiply."""
+        if self.workspaces < 2:
+            self.workspaces += 1
+            self.timeline.take(workspace_bytes(self.config))
+
+    def _whole(self, unit: Unit) -> int:
+        return round(sum(_gathered(self.config, p) for p in unit.params))
+
+    def _part(self, size: int) -> int:
+        return -(-size // self.layout.ranks)
+
+
+class _Order:
+    """The segments as the passes run them, gathered just before."""
+
+    def __init__(self, run: _Run) -> None:
+        self._run = run
+
+    def __iter__(self) -> Iterator[Piece]:
+        return self._run.forward()
+
+    def __reversed__(self) -> Iterator[Piece]:
+        return self._run.backward()
+
+
+def _piece_of(config: TrainConfig, param: Param, numel: int) -> Weight:
+    return Weight(
+        name=param.name,
+        numel=numel,
+        itemsize=held_bytes(config, param),
+        trainable=True,
+        count=1,
+        layered=True,
+        packed=False,
+        added=param.added,
+        shape=(numel,),
+    )
+
+
+def _gathered(config: TrainConfig, param: Param) -> float:
+    return gathered_bytes(config, param, 1)
+
+
+def _scales(config: TrainConfig, param: Param) -> int:
+    rows, columns = param.shape[0], param.shape[1]
+    kind, group = config.quantization, config.gptq_group_size
+    whole = packed_bytes(kind, columns, rows, double=config.double_quant, group=group)
+    return round(whole - code_bytes(kind, columns, rows, group=group))
