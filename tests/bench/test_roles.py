@@ -68,6 +68,11 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         {**ADAPTED, "method": "adalora", "engine": "fsdp2", "gpus": 4},
         "choose --method lora",
     ),
+    "Muon over one row of a DTensor": (
+        LLAMA,
+        {**ADAPTED, "method": "ia3", "engine": "fsdp2", "gpus": 4, "optimizer": "muon"},
+        "choose adamw",
+    ),
     "AdaLoRA on a router that returns a tuple": (
         {**LLAMA, "model_type": "phimoe", "num_local_experts": 4, "num_experts_per_tok": 2},
         {**ADAPTED, "method": "adalora"},

@@ -4,7 +4,10 @@ from typing import Any
 
 import pytest
 
+from vram_plan.bench.proof.case import configured, paired
+from vram_plan.bench.proof.sample import Candidate
 from vram_plan.bench.trace import TraceConfig, trace_step
+from vram_plan.bench.translate import trace_config
 from vram_plan.estimator import plan
 from vram_plan.profiles.hf_config import from_hf_config
 
@@ -107,3 +110,71 @@ def test_fsdp1_with_checkpoints() -> None:
 
 def test_fsdp1_with_adapters() -> None:
     _compare(4, "fsdp1", method="lora", weights_dtype="bf16")
+
+
+SMALL: dict[str, Any] = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "vocab_size": 512,
+}
+PLAIN = {"model_type": "llama", "intermediate_size": 160, **SMALL}
+WIDE_TABLES = {**PLAIN, "vocab_size": 8192}
+LATER_EXPERTS = {
+    "model_type": "deepseek_v3",
+    "intermediate_size": 160,
+    "moe_intermediate_size": 128,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 2,
+    "n_group": 1,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+    "q_lora_rank": 32,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 32,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 32,
+    **SMALL,
+}
+HALF = {"precision": "fp16", "weights_dtype": "fp16", "attention": "sdpa"}
+STEPS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "fp32 adapters beside 16-bit weights": (PLAIN, {**HALF, "method": "lora"}),
+    "4-bit weights, the rest in fp32": (
+        PLAIN,
+        {**HALF, "method": "lora", "quantization": "nf4", "kbit_preparation": True},
+    ),
+    "4-bit products in the gathered type": (
+        PLAIN,
+        {
+            **HALF,
+            "weights_dtype": "fp32",
+            "method": "lora",
+            "quantization": "fp4",
+            "seq_len": 128,
+            "attention": "eager",
+            "loss": "fused-ce",
+            "checkpointing": "full",
+        },
+    ),
+    "the root's buffer beside the first block": (
+        WIDE_TABLES,
+        {**HALF, "method": "p-tuning-v2", "micro_batch": 1, "optimizer": "sgd", "loss": "liger"},
+    ),
+    "a last block that is larger than the one before": (
+        LATER_EXPERTS,
+        {"method": "full", "precision": "fp32", "weights_dtype": "fp32", "attention": "sdpa"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_fsdp2_in_the_command_lines_words(name: str) -> None:
+    """The plan and the trace of one configuration: the peak and its components."""
+    model, options = STEPS[name]
+    given = {"engine": "fsdp2", "gpus": 4, "micro_batch": 2, "seq_len": 64, **options}
+    config = configured(Candidate(model=model, options=given))
+    found = paired(config, trace_step(trace_config(config, model)))
+    assert found["planned"] == pytest.approx(found["traced"], rel=0.005)
+    for component, (ours, theirs) in found["components"].items():
+        assert abs(ours - theirs) <= 0.01 * found["traced"], component

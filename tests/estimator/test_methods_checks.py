@@ -66,6 +66,11 @@ def test_every_method_is_made_and_accepted(method: str) -> None:
             {"method": "p-tuning-v2"},
             "--method p-tuning-v2: .*one key",
         ),
+        (
+            DECODER,
+            {"method": "ia3", "quantization": "nf4", "kbit_preparation": True, "engine": "fsdp2"},
+            "--method ia3 with --quantization nf4 .*choose --quantization none",
+        ),
         (SPARSE, {"method": "dora"}, "--method dora: .*--lora-targets attention"),
         (SPARSE, {"method": "lora", "lora_targets": "w1"}, "w1 and w3 are one weight"),
     ],

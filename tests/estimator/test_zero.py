@@ -49,6 +49,14 @@ def test_the_bucket_is_there_whatever_is_trained() -> None:
         assert bucket["reduce bucket"] == 1_000_000_000
 
 
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_what_the_preparation_widens_is_cast_back(stage: int) -> None:
+    """DeepSpeed casts the norms and tables that PEFT held in fp32."""
+    given = {"zero": stage, "gpus": 8, "method": "lora", "quantization": "nf4"}
+    peaks = [plan("7b", kbit_preparation=on, **given).memory.instants for on in (True, False)]
+    assert peaks[0] == peaks[1]
+
+
 def test_overlap_doubles_the_bucket_of_stages_1_and_2() -> None:
     sizes = ZeroSizes(overlap_comm=True)
     assert entries("reduce bucket", zero=2, gpus=8, zero_sizes=sizes) == {

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vram_plan.bench.refused_dtensor import refuse_sharded
 from vram_plan.estimator.blocks.registry import compose
 from vram_plan.estimator.chain import Shape, build_chain
 from vram_plan.estimator.config import TrainConfig
@@ -36,18 +37,6 @@ _WITHOUT_PEFT = frozenset(
     }
 )
 _FSDP = ("fsdp1", "fsdp2")
-_WITHOUT_DTENSOR = frozenset(
-    {
-        "adafactor",
-        "adamw-8bit",
-        "paged-adamw",
-        "paged-adamw-8bit",
-        "lion",
-        "lion-8bit",
-    }
-)
-"""Optimizers that fail on FSDP2's sharded weights: bitsandbytes 0.50.2 has no sharding strategy,
-transformers 5.23.0's Adafactor mixes its plain tensors with DTensor's."""
 _ROUTERS_IN_TUPLES = frozenset({"phimoe"})
 """Routers that are linear layers but return more than a tensor."""
 _PREFIXED = frozenset({"prompt", "prefix", "p-tuning", "p-tuning-v2"})
@@ -98,10 +87,15 @@ def trace_config(config: TrainConfig, raw: Mapping[str, Any] | None = None) -> T
 
 
 def _sharding(config: TrainConfig) -> dict[str, Any]:
-    """FSDP's options; where it gathers in another type than it holds, mixed precision is on."""
+    """FSDP's options; where it gathers in another type than it holds, mixed precision is on.
+
+    Beside 16-bit weights FSDP2 may hold adapters in fp32, which its policy casts (accelerate
+    utils/fsdp_utils.py); FSDP1 holds one type in a flat weight.
+    """
     if config.engine not in _FSDP:
         return {}
-    mixed = config.precision if config.precision != config.weights_dtype else None
+    held = {config.weights_dtype, "fp32" if config.engine == "fsdp2" else config.weights_dtype}
+    mixed = config.precision if held != {config.precision} else None
     return {"fsdp": config.fsdp, "compute_dtype": mixed}
 
 
@@ -163,7 +157,7 @@ def _refuse(config: TrainConfig) -> None:
         raise ValueError("dry-run traces training steps; leave out --task inference")
     _refuse_method(config)
     _refuse_engine(config)
-    _refuse_sharded(config)
+    refuse_sharded(config)
     if config.quantization in {"gptq4", "gptq8"}:
         raise ValueError(
             f"dry-run --quantization {config.quantization}: its kernels are not traced; choose nf4"
@@ -205,22 +199,6 @@ def _refuse_engine(config: TrainConfig) -> None:
                 f"dry-run --{name} {getattr(config, name)} with --engine {config.engine}: not "
                 f"traced; choose --{name} 1"
             )
-
-
-def _refuse_sharded(config: TrainConfig) -> None:
-    """What real jobs fail at, too: weights that are DTensors."""
-    if config.engine != "fsdp2":
-        return
-    if config.optimizer in _WITHOUT_DTENSOR:
-        raise ValueError(
-            f"dry-run --optimizer {config.optimizer} with --engine fsdp2: it does not take "
-            "sharded weights; choose adamw"
-        )
-    if config.method == "adalora":
-        raise ValueError(
-            "dry-run --method adalora with --engine fsdp2: PEFT's regularizer does not take "
-            "sharded weights; choose --method lora"
-        )
 
 
 def _refuse_method(config: TrainConfig) -> None:

@@ -9,10 +9,12 @@ Its gradient is made by the last reader and waits, growing in place, until the m
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vram_plan.estimator.tape import Leaf, Storage, Tape, Tensor
+from vram_plan.estimator.ops.embedding import LeafVariable
+from vram_plan.estimator.tape import ROUNDING_BYTES, Leaf, Node, Storage, Tape, Tensor
 
 if TYPE_CHECKING:
     from vram_plan.estimator.segment import Segment
@@ -121,11 +123,30 @@ class Borrowed:
         """What the composition finds among its shared tensors."""
         return {c.name: self.variables[c.name] for c in self.carried if c.read}
 
-    def leave(self, *, checkpointed: bool) -> None:
-        """Drop the variables at the end of the forward pass; a checkpoint holds its arguments."""
+    def leave(self, *, checkpointed: bool, to_host: bool = False) -> None:
+        """Drop the variables at the end of the forward pass; a checkpoint holds its arguments.
+
+        ``to_host``: on the host, every checkpoint its own copies (transformers 5.23.0
+        ``modeling_utils.py``, ``_activation_checkpointing_enable``: ``save_on_cpu`` around
+        ``checkpoint``, which saves all tensors that it is given).
+        """
         for c in self.carried:
             if not (checkpointed and c.read):
                 del self.variables[c.name]
+            elif to_host:
+                self.variables[c.name].storage = None
+
+    def bring_back(self) -> None:
+        """Copy a checkpoint's arguments back from the host."""
+        for c in self.carried:
+            if c.read:
+                storage = Storage(self.tape.meter, c.numel * c.itemsize, "activations")
+                self.variables[c.name].storage = storage
+
+    def drop(self) -> None:
+        """Let go of what came back: the repeated function alone held it."""
+        for variable in self.variables.values():
+            variable.storage = None
 
     def kept(self) -> frozenset[str]:
         """Names whose bytes this segment keeps."""
@@ -146,3 +167,16 @@ class Borrowed:
 def waiting_gradient(tape: Tape, numel: int, itemsize: int) -> Tensor:
     """A gradient that is there before the segment goes back."""
     return Tensor(numel, itemsize, Storage(tape.meter, numel * itemsize, "temporaries"))
+
+
+def asked_for(nodes: Iterable[Node], made: Iterable[tuple[str, Boundary, Node | None]]) -> int:
+    """Bytes of tensors that were asked for their gradient, and of these gradients.
+
+    A leaf's ``AccumulateGrad`` names it, and the graph lives as long as the loss does.
+    """
+    edges = (edge for node in nodes for edge in node.edges if isinstance(edge, LeafVariable))
+    sizes = {id(edge): edge.storage.nbytes for edge in edges if edge.storage is not None}
+    for _, boundary, node in made:
+        if isinstance(node, LeafVariable):
+            sizes[id(node)] = -(-boundary.nbytes // ROUNDING_BYTES) * ROUNDING_BYTES
+    return 2 * sum(sizes.values())

@@ -85,6 +85,8 @@ class Cost:
         host: bytes it sends to host memory until its backward pass.
         attached: bytes among ``saved`` that live until the whole backward pass is over.
         early: bytes of weight gradients that the loss itself makes.
+        waiting: such bytes where a gradient is there already: they wait for the segment's own,
+            and are added to it in place.
         keeps_input: its input is among what it keeps.
         passed: the name among ``produced`` of the tensor that it hands on.
     """
@@ -101,5 +103,6 @@ class Cost:
     host: int = 0
     attached: int = 0
     early: int = 0
+    waiting: int = 0
     keeps_input: bool = False
     passed: str = ""

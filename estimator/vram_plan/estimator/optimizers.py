@@ -178,8 +178,8 @@ def _muon(groups: Groups, scale: float) -> States:
     Newton-Schulz: the update, its bf16 copy where it is fp32, the Gram matrix and its polynomial
     (both of the shorter side) and the next iterate.
     """
-    matrices = [(w, size) for w, size in groups if _is_hidden(w)]
-    others = [(w, size) for w, size in groups if not _is_hidden(w)]
+    matrices = [(w, size) for w, size in groups if is_hidden(w)]
+    others = [(w, size) for w, size in groups if not is_hidden(w)]
     rest = _adamw(others, scale)
     step = 0
     for w, size in matrices:
@@ -195,7 +195,7 @@ def _muon(groups: Groups, scale: float) -> States:
     )
 
 
-def _is_hidden(weight: Weight) -> bool:
+def is_hidden(weight: Weight) -> bool:
     """A matrix of a block or of an adapter, no table of vectors."""
     table = weight.name.endswith(("embedding.weight", "relative_attention_bias.weight"))
     return (weight.layered or weight.added) and len(weight.shape) == 2 and not table

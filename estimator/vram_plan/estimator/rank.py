@@ -106,8 +106,14 @@ def treat(config: TrainConfig) -> Treatment:
 
 
 def _gathers_low(config: TrainConfig) -> bool:
-    """FSDP's mixed precision computes in the gathered weights' dtype, whatever the shards have."""
-    return config.engine in {"fsdp1", "fsdp2"} and config.precision != config.weights_dtype
+    """FSDP's mixed precision computes in the gathered weights' dtype, whatever the shards have.
+
+    DeepSpeed casts every weight when it starts (0.19.8 ``runtime/engine.py``
+    ``_configure_distributed_model``).
+    """
+    if config.engine in {"fsdp2", "deepspeed"}:
+        return config.precision != "fp32"
+    return config.engine == "fsdp1" and config.precision != config.weights_dtype
 
 
 def _origin_bytes(config: TrainConfig) -> int:
@@ -187,7 +193,8 @@ def _run_passes(model: ModelSpec, how: Treatment, shape: Shape, author: str = ""
     f.input_gradients = recomputes and how.training
     shared = composition.shared(f).values()
     buffers = [s for s in shared if s.buffer]
-    kept = [s for s in shared if not s.buffer and (s.saved or (recomputes and s.given))]
+    stays = shape.checkpoint != "page-out"  # what is saved goes to the host
+    kept = [s for s in shared if not s.buffer and ((s.saved and stays) or (recomputes and s.given))]
     passing = [s for s in shared if not s.buffer and s not in kept]
     named = sum(_rounded(link.cost.left.nbytes) for link in _named(links))
     return Passes(

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Protocol
 
-from vram_plan.estimator.carried import Borrowed, waiting_gradient
+from vram_plan.estimator.carried import Borrowed, asked_for, waiting_gradient
 from vram_plan.estimator.costs import Boundary, Bytes, Cost, Run
 from vram_plan.estimator.forward import Forward
 from vram_plan.estimator.ops.cross_entropy import INDEX_BYTES
 from vram_plan.estimator.ops.embedding import LeafVariable
+from vram_plan.estimator.selected import Selected
 from vram_plan.estimator.tape import ROUNDING_BYTES, Leaf, Node, Storage, Tensor
 from vram_plan.estimator.tensors import Log
 
@@ -59,7 +60,7 @@ def play(run: Run, watcher: Watcher | None = None, work: WorkLog | None = None) 
     forward = dict(meter.peak_by_component)
     if not recomputes:
         entered.clear()
-    borrowed.leave(checkpointed=recomputes)
+    borrowed.leave(checkpointed=recomputes, to_host=run.checkpoint == "offload")
     _tell(watcher, "casts", f, leaf)
     cast, saved = _leave_autocast(f)
     keeps_input = held is not None and held() is not None
@@ -71,6 +72,7 @@ def play(run: Run, watcher: Watcher | None = None, work: WorkLog | None = None) 
     host = f.t.paged_bytes
     if run.checkpoint == "offload" and run.entered is not None and saved:
         host = _send_to_host(saved, run.entered)
+        host += sum(c.numel * c.itemsize for c in run.carried if c.read)
     backward = dict(meter.peak_by_component) if made.node is not None else {}
     _tell(watcher, "gradients", f, leaf)
     gradients = _take_gradients(f)
@@ -86,8 +88,9 @@ def play(run: Run, watcher: Watcher | None = None, work: WorkLog | None = None) 
         produced=tuple((name, boundary) for name, boundary, _ in made.extra),
         kept=kept,
         host=host,
-        attached=sum(storage.nbytes for storage in set(f.t.attached)) + first.leaves(),
+        attached=sum(storage.nbytes for storage in set(f.t.attached)) + first.leaves,
         early=_early_gradients(f) if run.keeps_gradients else 0,
+        waiting=0 if run.keeps_gradients else _early_gradients(f),
         keeps_input=keeps_input,
         passed=first.passed,
     )
@@ -113,8 +116,11 @@ def _go_back(
     made = _recompute(f, run, entered[0], borrowed)
     if run.checkpoint == "offload":
         entered.clear()  # what came back from the host was the repeated function's argument alone
+        borrowed.drop()
     made.receive(waiting)
     f.t.play()
+    if f.t.selected is not None:
+        f.t.selected.clear()
     return made
 
 
@@ -137,7 +143,7 @@ def _new_forward(run: Run) -> Forward:
     f.stack = run.segment.stack
     f.checkpointed = run.checkpoint in RECOMPUTED
     f.input_gradients = run.input_gradients and run.how.training
-    f.t.selective = run.checkpoint == "selective"
+    f.t.selected = Selected() if run.checkpoint == "selective" else None
     f.t.pages_out = run.checkpoint == "page-out"
     f.repeats = run.segment.repeats
     f.keeps_gradients = run.keeps_gradients and not run.segment.repeats
@@ -153,18 +159,11 @@ class _Made:
     extra: tuple[tuple[str, Boundary, Node | None], ...]
     stored: tuple[tuple[str, weakref.ref[Storage]], ...]
     passed: str = ""
+    leaves: int = 0
 
     def kept(self) -> frozenset[str]:
         """Names of what it made whose bytes its own backward functions keep."""
         return frozenset(name for name, stored in self.stored if stored() is not None)
-
-    def leaves(self) -> int:
-        """Bytes of the leaves it made for others, and of their gradients.
-
-        A leaf's ``AccumulateGrad`` names it, and the graph lives as long as the loss does.
-        """
-        made = (made for _, made, node in self.extra if isinstance(node, LeafVariable))
-        return sum(2 * (-(-x.nbytes // ROUNDING_BYTES) * ROUNDING_BYTES) for x in made)
 
     def receive(self, waiting: dict[str, Tensor]) -> None:
         """Hand the gradients that later readers left to the tensors they belong to."""
@@ -204,6 +203,8 @@ def _recompute(f: Forward, run: Run, entered: Tensor, borrowed: Borrowed) -> _Ma
     f.cache.clear()
     assert made.node is not None
     flying = f.t.play_tail(made.node, made.left.numel, made.left.itemsize)
+    if run.checkpoint == "offload":
+        borrowed.bring_back()
     with f.t.recompute():
         made = _forward(f, run, entered, borrowed)
     f.cache.clear()
@@ -281,7 +282,7 @@ def _forward(
     stored = tuple((name, weakref.ref(x.storage)) for name, x in f.produced.items() if x.storage)
     passed = next((name for name, x in f.produced.items() if x.storage is left.storage), "")
     f.produced.clear()
-    return _Made(left.node, _boundary(left), extra, stored, passed)
+    return _Made(left.node, _boundary(left), extra, stored, passed, asked_for(f.t.nodes, extra))
 
 
 def _boundary(x: Tensor) -> Boundary:

@@ -60,9 +60,11 @@ def moments(links: tuple[Link, ...]) -> dict[str, Moment]:
 def _all_moments(links: tuple[Link, ...]) -> Iterator[Moment]:
     earlier: Bytes = {}
     cast: Bytes = {}
-    layers = [i for i, link in enumerate(links) if link.segment.kind == "layer"]
+    blocks = (i for i, link in enumerate(links) if link.segment.kind == "layer" and link.run)
+    last_block = max(blocks, default=len(links))
     gradients_after = _suffix_sums([link.cost.gradients * link.count for link in links])
     early = sum(link.cost.early * link.count for link in links)
+    waiting_after = _suffix_sums([link.cost.waiting * link.count for link in links])
     attached_after = _suffix_sums([link.cost.attached * link.count for link in links])
     for i, link in enumerate(links):
         cost, kind = link.cost, link.segment.kind
@@ -80,8 +82,10 @@ def _all_moments(links: tuple[Link, ...]) -> Iterator[Moment]:
             beside=link.beside_forward,
         )
         if cost.backward:
-            later = gradients_after[i + 1] + early
-            last = _instant(kind, i == layers[-1] if layers else False)
+            # What waits for segments that have not gone back yet.
+            waiting = waiting_after[0] - waiting_after[i + 1]
+            later = gradients_after[i + 1] + early + waiting
+            last = _instant(kind, i >= last_block)
             attached = {"activations": attached_after[i + 1]}
             yield Moment(
                 instant=last,
@@ -92,7 +96,7 @@ def _all_moments(links: tuple[Link, ...]) -> Iterator[Moment]:
                 beside=link.beside_backward,
             )
             if link.count > 1:
-                later += (link.count - 1) * cost.gradients
+                later += (link.count - 1) * (cost.gradients - cost.waiting)
                 attached["activations"] += (link.count - 1) * cost.attached
                 first = _instant(kind, False)
                 yield Moment(

@@ -23,6 +23,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from vram_plan.estimator.paging import Saves, page_out
+from vram_plan.estimator.selected import Selected
 from vram_plan.estimator.tensors import (
     ROUNDING_BYTES,
     Backward,
@@ -69,12 +71,11 @@ class Tape:
         "passing",
         "recomputed",
         "rehearses",
-        "remembered",
-        "replayed",
-        "selective",
+        "selected",
         "stop",
         "tail",
         "training",
+        "unpacked",
         "work",
     )
 
@@ -91,31 +92,37 @@ class Tape:
         self.recomputed = False
         self.rehearses = False
         self.tail = 0
-        self.selective = False
-        self.remembered: list[Storage | None] = []
-        self.replayed: list[Storage | None] | None = None
+        self.selected: Selected | None = None
         self.pages_out = False
         self.paged_bytes = 0
+        self.unpacked: list[Tensor] = []
         self.attached: list[Storage] = []
         self.passing: list[Storage] | None = None
         self.work: WorkLog | None = None
 
     def compute(self, numel: int, itemsize: int) -> Tensor:
-        """Allocate the output of a matrix product or an attention kernel.
-
-        Selective checkpointing keeps these and recomputes the rest: the policy of PyTorch's
-        ``create_selective_checkpoint_contexts`` documentation (torch 2.13.0
-        ``torch/utils/checkpoint.py``).
-        """
-        if self.replayed:
+        """Allocate an output of a matrix product or an attention kernel: `Selected` keeps it."""
+        if self.selected is not None and self.kept_already():
             self.made += 1
             if self.work is not None:
                 self.work.replay()
-            return Tensor(numel, itemsize, self.replayed.pop(0))
+            return Tensor(numel, itemsize, self.selected.again())
         out = self.new(numel, itemsize)
-        if self.forgets and self.selective:
-            self.remembered.append(out.storage)
+        if self.forgets and self.selected is not None:
+            self.selected.keep(out.storage)
         return out
+
+    def inside(self, numel: int, itemsize: int) -> Tensor:
+        """Allocate what lives inside the operator that makes the next `compute`."""
+        if self.kept_already():
+            self.made += 1
+            return Tensor(numel, itemsize, None)
+        return self.new(numel, itemsize, "temporaries")
+
+    def kept_already(self) -> bool:
+        """Whether the next `compute` hands out what was kept instead of making it."""
+        ends = self.made >= self.stop >= 0
+        return self.selected is not None and self.selected.replays and not ends
 
     def new(self, numel: int, itemsize: int, component: str | None = None) -> Tensor:
         """Allocate a tensor that no gradient flows through."""
@@ -130,11 +137,13 @@ class Tape:
         fn: Backward,
         *,
         packs: bool = False,
+        saves: Saves = None,
     ) -> Tensor:
         """Attach a backward function to ``out`` if any edge leads somewhere.
 
         ``packs`` says that a number or a weight is saved: no memory of the tape's, but a saved
-        tensor where recomputation stops.
+        tensor where recomputation stops. ``saves`` names what is saved where that is not the
+        storages ``fn`` holds, each whole: views, weights.
         """
         if self.work is not None:
             self.work.forward_done(out, edges)
@@ -146,25 +155,13 @@ class Tape:
                         break
                     node = Node(fn, edges, self.component)
                     if self.pages_out:
-                        self._page_out(node, fn)
+                        page_out(self, node, out, saves)
                     self.nodes.append(node)
                     out.node = node
                     if self.rehearses:
                         self._note_saved(out, fn, packs=packs)
                     break
         return out
-
-    def _page_out(self, node: Node, fn: Backward) -> None:
-        """Send what ``fn`` saved to the host, as ``torch.autograd.graph.save_on_cpu`` does.
-
-        Every saved tensor is copied for itself and comes back when its node runs.
-        """
-        for cell in fn.__closure__ or ():
-            storages = tuple(storages_in((cell.cell_contents,)))
-            if storages:
-                node.paged += tuple(storage.nbytes for storage in storages)
-                cell.cell_contents = None
-        self.paged_bytes += sum(node.paged)
 
     def _note_saved(self, out: Tensor, fn: Backward, *, packs: bool) -> None:
         """Remember how many tensors were made, and nodes, when a saved one was last packed.
@@ -212,9 +209,10 @@ class Tape:
         grad, node.grad = node.grad, None
         assert grad is not None
         assert node.fn is not None
-        back = [self.new(nbytes, 1, "activations") for nbytes in node.paged]
+        self.unpacked = [self.new(nbytes, 1, "activations") for nbytes in node.paged]
         grads = list(node.fn(grad) if self.work is None else self.work.going_back(node, grad))
-        del grad, back
+        del grad
+        self.unpacked = []
         node.fn = None  # releases what was saved before the gradients travel on
         grads.reverse()
         for edge in node.edges:
@@ -273,12 +271,14 @@ class Tape:
         self.made, self.stop = 0, self.last_saved
         self.recomputed = True
         self.passing = []
-        self.replayed = self.remembered if self.selective else None
-        self.remembered = []
+        if self.selected is not None:
+            self.selected.replays = True
         try:
             yield
         finally:
-            self.stop, self.replayed, self.passing = -1, None, None
+            self.stop, self.passing = -1, None
+            if self.selected is not None:
+                self.selected.replays = False
 
     @contextmanager
     def no_grad(self) -> Iterator[None]:

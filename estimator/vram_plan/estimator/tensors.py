@@ -130,6 +130,7 @@ class Param:
         packed: held quantized; its bytes are an entry of the quantization.
         added: belongs to the training method, not to the base model.
         shape: its dimensions on this rank.
+        factors: what it was computed from, where a variable holds that.
         grad: the gradient, once made.
         alive: bytes by component at the moment its gradient arrives.
         gradient: the component of its gradient.
@@ -143,6 +144,7 @@ class Param:
     packed: bool = False
     added: bool = False
     shape: tuple[int, ...] = ()
+    factors: "tuple[Tensor, ...]" = ()
     grad: "Tensor | None" = None
     alive: "dict[str, int] | None" = None
     gradient: ClassVar[str] = "gradients"

@@ -41,7 +41,9 @@ class Selective:
     """The policy: results of matrix products and attention are kept, all else is made again.
 
     Products of adapters are cheap, so they are made again too: while a module that PEFT added
-    runs, and none of the model's own inside it, nothing is kept.
+    runs, and none of the model's own inside it, nothing is kept. Nor is a stack of expert weights
+    plus its pairs' product (PEFT 0.21.2 ``tuners/lora/layer.py`` ``_LoraFactorsProxy``), which
+    runs where the experts ask for their weight.
     """
 
     def __init__(self) -> None:
@@ -53,7 +55,9 @@ class Selective:
 
     def __call__(self, context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
         """What becomes of an operator's result."""
-        if op in self.kept and (not self.running or self.running[-1]):
+        changes_weight = op is _ATEN.baddbmm.default and isinstance(args[0], torch.nn.Parameter)
+        own = not self.running or self.running[-1]
+        if op in self.kept and own and not changes_weight:
             return CheckpointPolicy.MUST_SAVE
         return CheckpointPolicy.PREFER_RECOMPUTE
 

@@ -36,6 +36,11 @@ class ModulePaths:
         self.mover: str | None = None
         self._running = ""
         self._head = self._head_of(model)
+        self._losses = {  # DistilBERT's is a module of the model
+            shorten(name)
+            for name, module in model.named_modules()
+            if isinstance(module, torch.nn.CrossEntropyLoss)
+        }
 
     def __enter__(self) -> "ModulePaths":
         self._handles = [
@@ -125,7 +130,8 @@ class ModulePaths:
 
     def is_head(self, path: str) -> bool:
         """Whether a path is that of the loss or of the projection to the vocabulary."""
-        return path == "loss" or path == self._head or path.startswith(f"{self._head}.")
+        inside = path == self._head or path.startswith(f"{self._head}.")
+        return inside or path == "loss" or path in self._losses
 
     def _head_of(self, model: torch.nn.Module) -> str:
         find = getattr(model, "get_output_embeddings", None)

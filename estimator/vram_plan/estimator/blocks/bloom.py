@@ -5,6 +5,7 @@ from __future__ import annotations
 from vram_plan.estimator.blocks.gpt_parts import (
     Inputs,
     Shareds,
+    holding_outputs,
     local,
     mask,
     model,
@@ -55,6 +56,7 @@ def attention(f: Forward, x: Tensor, residual: Tensor) -> Tensor:
     out = f.linear("self_attention.dense", out, (hidden, hidden), bias=True, split="row")
     out = f.dropout(out, spec.hidden_dropout)
     out = f.add(residual, f.sublayer("attention", out, entered))
+    f.held = probabilities[2]
     del probabilities
     return out
 
@@ -101,4 +103,5 @@ def shared_tensors(f: Forward) -> Shareds:
 def compose(spec: ModelSpec) -> Composition:
     """``BloomForCausalLM``."""
     names = ("transformer.word_embeddings", "transformer.h")
-    return only_eager(model(spec, names, (embed, block, head), shared_tensors))
+    made = model(spec, names, (embed, block, head), shared_tensors)
+    return only_eager(holding_outputs(made))

@@ -6,6 +6,7 @@ from vram_plan.estimator.blocks.gpt_parts import (
     Inputs,
     attend,
     embed_tokens,
+    holding_outputs,
     model,
     only_eager,
     plain_mlp,
@@ -58,4 +59,6 @@ def attention(f: Forward, x: Tensor) -> Tensor:
 def compose(spec: ModelSpec) -> Composition:
     """``CodeGenForCausalLM``."""
     names = ("transformer.wte", "transformer.h")
-    return only_eager(model(spec, names, (embed_tokens, block, head), shared_tensors))
+    return only_eager(
+        holding_outputs(model(spec, names, (embed_tokens, block, head), shared_tensors))
+    )

@@ -34,7 +34,7 @@ from vram_plan.estimator.ops.experts import (
 from vram_plan.estimator.ops.linear import linear
 from vram_plan.estimator.ops.split import split
 from vram_plan.estimator.segment import Composition, Run, Segment
-from vram_plan.estimator.tape import Tensor
+from vram_plan.estimator.tape import Param, Tensor
 from vram_plan.profiles.model import ModelSpec
 
 FeedForward = Callable[[Forward, Tensor], Tensor]
@@ -94,10 +94,14 @@ def grouped_experts(
     chosen = gather_rows(t, weights, order, pairs)
     biases = _biases(f, f"{name}.gate_up_proj_bias", 2 * inner, ids)
     shape = (spec.hidden_size, 2 * inner)
-    out = _projection(f, f"{name}.gate_up_proj", rows, shape, (offsets, biases))
+    selected = _selected(f, f"{name}.gate_up_proj", shape)
+    factors = [selected.factors]  # the wrapper holds what it folds into the weight
+    out = _projection(f, selected, rows, shape, (offsets, biases))
     out = (gate or halves)(f, out)
+    selected = _selected(f, f"{name}.down_proj", (inner, spec.hidden_size))
+    factors.append(selected.factors)
     biases = _biases(f, f"{name}.down_proj_bias", spec.hidden_size, ids)
-    out = _projection(f, f"{name}.down_proj", out, (inner, spec.hidden_size), (offsets, biases))
+    out = _projection(f, selected, out, (inner, spec.hidden_size), (offsets, biases))
     weighted = f.mul(out, chosen)
     back = t.new(pairs, INDEX_BYTES)
     counter = t.new(pairs, INDEX_BYTES)
@@ -106,6 +110,7 @@ def grouped_experts(
     summed = sum_chosen(t, weighted, spec.num_experts_per_tok, wide=f.how.autocast)
     result = cast(t, summed, x.itemsize)
     del ids, order, counted, rows, chosen, out, biases, weighted, back, summed, index, weights
+    del selected, factors
     return result
 
 
@@ -116,19 +121,22 @@ def _biases(f: Forward, name: str, width: int, ids: Tensor) -> Tensor | None:
     return gather_bias(f.t, f.param(name, (experts, width), "expert"), ids)
 
 
+def _selected(f: Forward, name: str, shape: tuple[int, int]) -> Param:
+    """The experts' weights as ``self.gate_up_proj`` gives them."""
+    experts = f.spec.num_experts // f.how.expert
+    weight = f.param(name, (experts, shape[1], shape[0]), "expert")
+    return f.how.method.weight(f, name, weight)
+
+
 def _projection(
     f: Forward,
-    name: str,
+    weight: Param,
     x: Tensor,
     shape: tuple[int, int],
     groups: tuple[Tensor, Tensor | None],
 ) -> Tensor:
     """A grouped product in the weights' dtype (autocast does not know it), and the biases' rows."""
-    inputs, outputs = shape
-    offsets, biases = groups
-    experts = f.spec.num_experts // f.how.expert
-    weight = f.param(name, (experts, outputs, inputs), "expert")
-    weight = f.how.method.weight(f, name, weight)
+    inputs, (offsets, biases) = shape[0], groups
     out = grouped_product(f.t, cast(f.t, x, weight.itemsize), weight, inputs, offsets)
     return out if biases is None else add_in_place(f.t, out, biases)
 

@@ -7,6 +7,7 @@ from vram_plan.estimator.blocks.gpt_parts import (
     Shareds,
     attend,
     embed_positions,
+    holding_outputs,
     learned_positions,
     model,
     pre_norm_block,
@@ -46,4 +47,6 @@ def shared_tensors(f: Forward) -> Shareds:
 def compose(spec: ModelSpec) -> Composition:
     """``GPTNeoForCausalLM``, transformers 5.23.0 ``models/gpt_neo/modeling_gpt_neo.py``."""
     names = ("transformer.wte", "transformer.h")
-    return without_sdpa(model(spec, names, (embed_positions, block, head), shared_tensors))
+    return without_sdpa(
+        holding_outputs(model(spec, names, (embed_positions, block, head), shared_tensors))
+    )

@@ -204,6 +204,33 @@ def pre_norm_block(attention: Callable[[Forward, Tensor], Tensor]) -> Run:
     return block
 
 
+HELD = "probabilities"
+
+
+def holding_outputs(composition: Composition) -> Composition:
+    """``outputs`` of the model's forward holds a block's probabilities until the next is through.
+
+    ``outputs = block(…)``, whose second part they are: ``modeling_gptj.py`` and others of its age.
+    """
+
+    def holding(run: Run) -> Run:
+        def kept(f: Forward, x: Tensor, shared: Inputs) -> Tensor:
+            out = run(f, x, shared)
+            if f.held is not None:
+                f.produce(HELD, f.held)
+            return out
+
+        return kept
+
+    return replace(
+        composition,
+        segments=tuple(
+            replace(s, run=holding(s.run), holds=(HELD,)) if s.kind == "layer" else s
+            for s in composition.segments
+        ),
+    )
+
+
 def without_sdpa(composition: Composition) -> Composition:
     """For classes without ``sdpa``: transformers gives them ``eager`` unless flash is asked for."""
     return _with_eager(composition, {"sdpa", "block-sparse"})

@@ -8,6 +8,7 @@ from vram_plan.estimator.blocks.gpt_parts import (
     attend,
     embed_tokens,
     held_embeddings,
+    holding_outputs,
     mask,
     model,
     plain_mlp,
@@ -80,4 +81,6 @@ def shared_tensors(f: Forward) -> Shareds:
 def compose(spec: ModelSpec) -> Composition:
     """``GPTJForCausalLM``."""
     names = ("transformer.wte", "transformer.h")
-    return without_sdpa(model(spec, names, (embed_tokens, block, head), shared_tensors))
+    return without_sdpa(
+        holding_outputs(model(spec, names, (embed_tokens, block, head), shared_tensors))
+    )

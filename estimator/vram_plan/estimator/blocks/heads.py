@@ -177,7 +177,9 @@ def chunked_loss(f: Forward, x: Tensor, head: Head, outputs: int) -> Tensor:
         part = narrow(t, chosen, rows * width)
         ids = Tensor(rows, INDEX_BYTES, labels.storage)
         run = _chunk(head, ids, outputs, autocast=f.how.autocast)
-        total = add(t, total, checkpointed(t, part, run))
+        given = (head[0], head[1], ids)
+        plain = head[0].itemsize == FP32_BYTES and not f.how.autocast
+        total = add(t, total, checkpointed(t, part, run, given, uses_weight=plain))
     del valid, count
     return scale(t, total)
 

@@ -6,6 +6,7 @@ from vram_plan.estimator.blocks.gpt_parts import (
     Inputs,
     Shareds,
     embed_tokens,
+    holding_outputs,
     model,
     only_eager,
 )
@@ -27,11 +28,10 @@ def block(f: Forward, x: Tensor, shared: Inputs) -> Tensor:
     normed = f.layer_norm("norm_1", x, hidden, bias=False)
     residual = x
     attended, weights = attention(f, normed)
+    f.held = weights
     x = f.add(f.dropout(attended, f.spec.hidden_dropout), residual)
     normed = f.layer_norm("norm_2", x, hidden, bias=False)
-    out = mlp(f, normed, x)
-    del weights
-    return out
+    return mlp(f, normed, x)
 
 
 def attention(f: Forward, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -94,4 +94,5 @@ def shared_tensors(f: Forward) -> Shareds:
 def compose(spec: ModelSpec) -> Composition:
     """``MptForCausalLM``."""
     names = ("transformer.wte", "transformer.blocks")
-    return only_eager(model(spec, names, (embed_tokens, block, head), shared_tensors))
+    made = model(spec, names, (embed_tokens, block, head), shared_tensors)
+    return only_eager(holding_outputs(made))

@@ -94,7 +94,9 @@ class Dora(Lora):
             seen = cast(t, eye, 2) if low else eye
             down = f.added_linear(f"{name}.lora_A", seen, (inputs, self.rank))
             product = f.added_linear(f"{name}.lora_B", down, (self.rank, outputs))
-            del eye
+            # Autograd has what B·A was made from; not so in a checkpoint, nor where it goes away.
+            saved = () if t.forgets or t.pages_out else (seen, down)
+            del eye, seen, down
             product = cast(t, product, itemsize)
             dense = self._dense_weight(f, name, shape, itemsize)
             scaled = t.new(product.numel, itemsize)
@@ -104,9 +106,7 @@ class Dora(Lora):
             if t.work is not None:
                 t.work.in_place(total.numel * itemsize)  # the norm reads all of it
             del total
-        if t.forgets:  # a checkpointed forward pass keeps nothing that autograd saved
-            return (product, dense), norm
-        return (seen, down, product, dense), norm
+        return (*saved, product, dense), norm
 
     def _cast_pair(self, f: Forward, name: str, shape: tuple[int, int]) -> bool:
         """Under autocast A and B are cast at their first use, here, and stay."""

@@ -65,8 +65,11 @@ class Computed(AutocastWeight):
     __slots__ = ()
     gradient = "temporaries"
 
-    def __init__(self, weight: Param, copy: Tensor, tape: Tape) -> None:
+    def __init__(
+        self, weight: Param, copy: Tensor, tape: Tape, factors: tuple[Tensor, ...] = ()
+    ) -> None:
         super().__init__(weight, copy, tape)
+        self.factors = factors
         self.trainable = copy.node is not None
         self.shape = weight.shape
 
@@ -120,7 +123,7 @@ def paired(f: Forward, name: str, weight: Param, rank: int) -> Param:
     left, right = _factor(t, b, itemsize), _factor(t, a, itemsize)
     if t.work is not None:  # ``register_parametrization`` tries the product first
         t.work.hidden_product((outputs, rank, inputs), itemsize, batch=stack)
-    return Computed(weight, folded(t, weight, left, right), t)
+    return Computed(weight, folded(t, weight, left, right), t, (left, right))
 
 
 def _factor(t: Tape, pair: Param, itemsize: int) -> Tensor:

@@ -43,12 +43,15 @@ class Ia3(Frozen):
         """
         names, _ = targets.IA3[config.model.model_type]
         fused = names.split(",")[0] in {"query_key_value", "c_attn"}
-        wide = config.autocast or config.kbit_preparation or config.precision == "fp32"
+        gathers_low = config.engine in {"fsdp1", "fsdp2", "deepspeed"}  # norms and tables too
+        prepared = config.kbit_preparation and not gathers_low
+        wide = config.autocast or prepared or config.precision == "fp32"
         if config.quantization in BITSANDBYTES and not (fused or wide):
+            way_out = "choose --quantization none" if gathers_low else "leave --kbit-preparation on"
             raise ValueError(
                 f"--method ia3 with --quantization {config.quantization} and {config.precision} "
-                "activations: PEFT's keys or values become fp32 and its queries do not; leave "
-                "--kbit-preparation on"
+                "activations: PEFT's keys or values become fp32 and its queries do not; "
+                f"{way_out}"
             )
 
     def linear(

@@ -58,8 +58,8 @@ class Prompt(Frozen):
         prompts = f.produce("prompts", prompts)
         if f.spec.is_encoder_decoder:
             prompts = narrow(f.t, prompts, prompts.numel // 2)
-            return prepend(f.t, prompts, x, f.tokens * f.spec.hidden_size)
-        joined = prepend(f.t, prompts, x, f.tokens * f.spec.hidden_size)
+            return prepend(f.t, prompts, x, f.tokens * f.spec.hidden_size, batch=f.batch)
+        joined = prepend(f.t, prompts, x, f.tokens * f.spec.hidden_size, batch=f.batch)
         return f.produce("inputs_embeds", joined)
 
     def _table(self, f: Forward) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vram_plan.estimator.ops.embedding import LeafVariable
 from vram_plan.estimator.tape import Param, Tape, Tensor
 
 
@@ -67,7 +68,8 @@ def weights_product(t: Tape, matrix: Param, column: Param) -> Tensor:
         del full
         return dm, dc
 
-    return t.record(t.new(matrix.numel, itemsize), edges, backward, packs=True)
+    saves = (matrix if edges[1] else None, column if edges[0] else None)
+    return t.record(t.new(matrix.numel, itemsize), edges, backward, packs=True, saves=saves)
 
 
 def product(t: Tape, x: Tensor, weight: Tensor, outputs: int) -> Tensor:
@@ -92,7 +94,8 @@ def product(t: Tape, x: Tensor, weight: Tensor, outputs: int) -> Tensor:
     out = t.new(rows * outputs, x.itemsize)
     if t.work is not None:
         t.work.product((rows, inputs, outputs), x.itemsize)
-    return t.record(out, (x.node, weight.node), backward)
+    saves = (x if w_needs else None, weight if x_needs else None)
+    return t.record(out, (x.node, weight.node), backward, saves=saves)
 
 
 def divide(t: Tape, x: Tensor, divisor: Tensor) -> Tensor:
@@ -132,12 +135,23 @@ def repeat(t: Tape, x: Tensor, times: int) -> Tensor:
     )
 
 
-def prepend(t: Tape, first: Tensor, x: Tensor, numel: int) -> Tensor:
-    """``cat((first, x))``, ``numel`` elements together."""
-    size, x_needs = first.numel, x.requires_grad
+def prepend(t: Tape, first: Tensor, x: Tensor, numel: int, *, batch: int) -> Tensor:
+    """``cat((first, x), dim=1)``, ``numel`` elements together in ``batch`` sequences.
+
+    Embeddings that were asked for their gradient keep it, and the graph keeps them, until the loss
+    goes. With several sequences it is a slice with gaps, so ``AccumulateGrad`` copies it
+    (``torch/csrc/autograd/functions/accumulate_grad.h``, torch 2.13.0).
+    """
+    size, x_needs, leaf = first.numel, x.requires_grad, isinstance(x.node, LeafVariable)
+    if leaf:
+        t.attach(x.storage)
 
     def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
-        return grad.view(size), grad.view(numel - size) if x_needs else None
+        dx = grad.view(numel - size) if x_needs else None
+        if leaf:
+            dx = t.new(numel - size, grad.itemsize, "gradients") if batch > 1 else dx
+            t.attach(dx.storage if dx is not None else None)
+        return grad.view(size), dx
 
     return t.record(t.new(numel, first.itemsize), (first.node, x.node), backward)
 

@@ -77,7 +77,7 @@ def flash(t: Tape, q: Tensor, k: Tensor, v: Tensor, s: Heads, *, seeds: int = 1)
     if not t.needs(q.node, k.node, v.node):
         return out
     lse = t.compute(s.batch * s.heads * s.seq, FP32_BYTES)
-    state = tuple(t.new(2, 8).storage for _ in range(seeds))
+    state = tuple(t.compute(2, 8).storage for _ in range(seeds))
     kept = (q.storage, k.storage, v.storage, out.storage, lse.storage)
     qn, kn, vn, itemsize = q.numel, k.numel, v.numel, q.itemsize
 
@@ -98,7 +98,8 @@ def flash(t: Tape, q: Tensor, k: Tensor, v: Tensor, s: Heads, *, seeds: int = 1)
         del softmax_d, dq_accum
         return dq, dk, dv
 
-    out = t.record(out, (q.node, k.node, v.node), backward)
+    seen = tuple(Tensor(2, 8, seed) for seed in state)
+    out = t.record(out, (q.node, k.node, v.node), backward, saves=(q, k, v, out, lse, *seen))
     return copy(t, out) if s.by_head else out
 
 
@@ -229,7 +230,8 @@ def batched_product(t: Tape, a: Tensor, b: Tensor, numel: int, inner: int) -> Te
     out = t.compute(numel, a.itemsize)
     if t.work is not None:
         t.work.batched((an, bn, numel), numel * inner, ai)
-    return t.record(out, (a.node, b.node), backward)
+    saves = (a if b_needs else None, b if a_needs else None)
+    return t.record(out, (a.node, b.node), backward, saves=saves)
 
 
 def softmax(t: Tape, x: Tensor, itemsize: int, *, half_to_float: bool) -> Tensor:

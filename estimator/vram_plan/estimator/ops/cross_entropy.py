@@ -42,4 +42,5 @@ def nll_loss(t: Tape, scores: Tensor, labels: Tensor) -> Tensor:
         _ = kept
         return (t.new(numel, itemsize),)
 
-    return t.record(out, (scores.node,), backward)
+    saves = (scores, labels, total_weight)
+    return t.record(out, (scores.node,), backward, saves=saves)

@@ -55,13 +55,16 @@ def mul(t: Tape, a: Tensor, b: Tensor) -> Tensor:
         db = t.new(grad.numel, grad.itemsize) if b_needs else None
         if t.recomputed:  # what a checkpoint unpacked lives no longer than the formula
             keep_a = keep_b = None
+        t.unpacked = []
         da = None if da is None else _sum_to(t, da, an, da.itemsize)
         da = None if da is None else _sum_to(t, da, an, ai)
         db = None if db is None else _sum_to(t, db, bn, db.itemsize)
         db = None if db is None else _sum_to(t, db, bn, bi)
         return da, db
 
-    return t.record(t.new(max(an, bn), max(ai, bi)), (a.node, b.node), backward, packs=True)
+    saves = (a if b_needs else None, b if a_needs else None)
+    out = t.new(max(an, bn), max(ai, bi))
+    return t.record(out, (a.node, b.node), backward, packs=True, saves=saves)
 
 
 def scale(t: Tape, x: Tensor) -> Tensor:
@@ -121,7 +124,7 @@ def from_input(t: Tape, x: Tensor, *, temporaries: int = 0) -> Tensor:
         held.clear()
         return (result,)
 
-    return t.record(t.new(x.numel, x.itemsize), (x.node,), backward)
+    return t.record(t.new(x.numel, x.itemsize), (x.node,), backward, saves=(x,))
 
 
 def _from_output(t: Tape, x: Tensor) -> Tensor:
@@ -286,9 +289,11 @@ def weight_product(t: Tape, x: Tensor, weight: Param) -> Tensor:
             full = t.new(grad.numel, grad.itemsize)
             dw = t.new(weight.numel, weight.itemsize, "gradients")
             del full
+        t.unpacked = []
         if dx is not None and dx.itemsize != x_itemsize:
             dx = t.new(grad.numel, x_itemsize)
         return dw, dx
 
     edge = weight if weight.trainable else None
-    return t.record(t.new(numel, itemsize), (edge, x.node), backward, packs=True)
+    saves = (x if edge else None, weight if x_needs else None)
+    return t.record(t.new(numel, itemsize), (edge, x.node), backward, packs=True, saves=saves)

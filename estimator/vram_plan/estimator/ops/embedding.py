@@ -20,7 +20,8 @@ def embedding(t: Tape, indices: Tensor, table: Param, width: int, *, joins: bool
         _ = kept
         return (t.new(table.numel, table.itemsize, "gradients"),)
 
-    return t.record(out, (_Joined(table, t) if joins else table,), backward)
+    edge = _Joined(table, t) if joins else table
+    return t.record(out, (edge,), backward, saves=(indices,))
 
 
 class LeafVariable(Leaf):

@@ -8,7 +8,7 @@ Formulas are those of torch 2.13.0 (``tools/autograd/derivatives.yaml``,
 from __future__ import annotations
 
 from vram_plan.estimator.ops.elementwise import FP32_BYTES
-from vram_plan.estimator.ops.linear import AutocastWeight
+from vram_plan.estimator.ops.linear import AutocastWeight, edge_of
 from vram_plan.estimator.tape import Param, Tape, Tensor
 
 INDEX_BYTES = 8
@@ -112,10 +112,11 @@ def grouped_product(t: Tape, x: Tensor, weight: Param, inputs: int, offsets: Ten
     made = weight.copy.storage if isinstance(weight, AutocastWeight) and x_needs else None
     kept = (x.storage if trains and t.grad_enabled else None, offsets.storage, made)
     x_numel, x_itemsize = x.numel, x.itemsize
+    made_as = weight.numel, weight.itemsize, weight.gradient
 
     def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
         _ = kept
-        dw = t.new(weight.numel, weight.itemsize, weight.gradient) if trains else None
+        dw = t.new(*made_as) if trains else None
         if t.work is not None and dw is not None:
             t.work.product((outputs, rows // experts, inputs), x_itemsize, batch=experts)
         dx = t.new(x_numel, x_itemsize) if x_needs else None
@@ -125,11 +126,12 @@ def grouped_product(t: Tape, x: Tensor, weight: Param, inputs: int, offsets: Ten
 
     experts = weight.shape[0]
     outputs = weight.numel // (experts * inputs)
-    edges = (x.node, weight if trains else None)
-    out = t.new(rows * outputs, x_itemsize)
+    edges = (x.node, edge_of(weight))
+    out = t.compute(rows * outputs, x_itemsize)
     if t.work is not None:
         t.work.product((rows // experts, inputs, outputs), x_itemsize, batch=experts)
-    return t.record(out, edges, backward, packs=True)
+    saves = (x if trains else None, weight if x_needs else None, offsets)
+    return t.record(out, edges, backward, packs=True, saves=saves)
 
 
 def gather_bias(t: Tape, bias: Param, index: Tensor) -> Tensor:

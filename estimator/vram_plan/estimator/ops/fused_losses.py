@@ -7,10 +7,12 @@ from collections.abc import Callable
 from vram_plan.estimator.ops.cross_entropy import INDEX_BYTES, log_softmax, nll_loss
 from vram_plan.estimator.ops.elementwise import FP32_BYTES, cast
 from vram_plan.estimator.ops.linear import LOW_BYTES, AutocastWeight, cached_cast
+from vram_plan.estimator.paging import brought_back
 from vram_plan.estimator.tape import Leaf, Param, Tape, Tensor
 
 Chunk = Callable[[Tape, Tensor], Tensor]
 Cache = dict[str, Tensor]
+Given = tuple[Tensor | Param | None, ...]
 
 
 def fused_cross_entropy(t: Tape, logits: Tensor, tokens: int) -> Tensor:
@@ -30,7 +32,7 @@ def fused_cross_entropy(t: Tape, logits: Tensor, tokens: int) -> Tensor:
     def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
         if t.work is not None:
             t.work.in_place(2 * numel * itemsize)
-        return (Tensor(numel, itemsize, kept),)
+        return (Tensor(numel, itemsize, brought_back(t, 0, kept)),)
 
     out = t.record(t.new(1, logits.itemsize), (logits.node,), backward)
     del losses
@@ -72,9 +74,8 @@ def fused_linear_cross_entropy(
 
     def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
         all_sizes = [(numel, itemsize), *sizes]
-        # Nothing is kept where saved tensors went to the host: they come back as new ones.
-        found = kept or tuple(t.new(*size).storage if size else None for size in all_sizes)
-        pairs = zip(all_sizes, found, strict=True)
+        back = tuple(x.storage for x in t.unpacked)  # where saved tensors went to the host
+        pairs = zip(all_sizes, kept or (*back, None, None), strict=False)
         return tuple(Tensor(*size, storage) if size else None for size, storage in pairs)
 
     return t.record(out, (x.node, *learns), backward)
@@ -122,8 +123,15 @@ def _chunk_gradients(
         del product, wide
 
 
-def checkpointed(t: Tape, x: Tensor, run: Chunk) -> Tensor:
-    """``checkpoint(run, x)``: x alone is kept; going back, ``run`` is repeated on its own tape."""
+def checkpointed(
+    t: Tape, x: Tensor, run: Chunk, given: Given = (), *, uses_weight: bool = False
+) -> Tensor:
+    """``checkpoint(run, x)``: x alone is kept; going back, ``run`` is repeated on its own tape.
+
+    Where saved tensors go to the host, all arguments do (``given`` are the others, the weight
+    first; ``_NoopSaveInputs`` in torch 2.13.0 ``torch/utils/checkpoint.py``), and the product keeps
+    the weight that came back if it ``uses_weight`` as it is.
+    """
     before, t.forgets = t.forgets, True
     out = run(t, x)
     t.forgets = before
@@ -135,24 +143,27 @@ def checkpointed(t: Tape, x: Tensor, run: Chunk) -> Tensor:
     def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
         again = Tape(meter)
         again.component = t.component
-        entered = Tensor(numel, itemsize, storage)
+        entered = Tensor(numel, itemsize, brought_back(t, 0, storage))
+        arguments, t.unpacked = t.unpacked, []
         leaf = again.leaf(entered) if needs else Leaf()
         again.work = t.work
         if t.work is not None:
             t.work.override = "recompute"
         made = run(again, entered)
         del entered
+        arguments = arguments[1:2] if uses_weight else []
         if t.work is not None:
             t.work.override = ""
         assert made.node is not None
         node = made.node
         del made
         again.backward(node, out_numel, out_bytes)
+        arguments.clear()
         result, leaf.grad = leaf.grad, None
         return (result,)
 
     out.node = None
-    return t.record(out, (x.node or _ANCHOR,), backward)
+    return t.record(out, (x.node or _ANCHOR,), backward, saves=(x, *given))
 
 
 _ANCHOR = Leaf()

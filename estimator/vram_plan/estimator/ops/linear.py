@@ -16,7 +16,7 @@ def linear(t: Tape, x: Tensor, weight: Param, bias: Param | None, outputs: int) 
     inputs = weight.numel // outputs
     tokens = x.numel // inputs
     trains, x_needs = weight.trainable, x.requires_grad
-    biased, offset = bias is not None, _edge(bias)
+    biased, offset = bias is not None, edge_of(bias)
     copy = weight.copy.storage if isinstance(weight, AutocastWeight) and x_needs else None
     kept = (x.storage if trains else None, copy)
     x_numel, x_itemsize = x.numel, x.itemsize
@@ -37,16 +37,17 @@ def linear(t: Tape, x: Tensor, weight: Param, bias: Param | None, outputs: int) 
         db = t.new(outputs, grad.itemsize, "gradients") if offset else None
         return dx, dw, db
 
-    edges = (x.node, _edge(weight), offset)
+    edges = (x.node, edge_of(weight), offset)
     # Selective checkpointing recomputes the cheap low-rank products of adapters.
     make = t.new if weight.added else t.compute
     out = make(tokens * outputs, x.itemsize)
     if t.work is not None:
         t.work.product((tokens, inputs, outputs), x.itemsize)
-    return t.record(out, edges, backward, packs=True)
+    saves = (x if trains else None, weight if x_needs else None)
+    return t.record(out, edges, backward, packs=True, saves=saves)
 
 
-def _edge(weight: Param | None) -> Node | Param | None:
+def edge_of(weight: Param | None) -> Node | Param | None:
     """Where a weight's gradient goes; the cast behind a copy does not hold the copy."""
     if weight is None or not weight.trainable:
         return None
@@ -78,6 +79,7 @@ class AutocastWeight(Param):
             numel=weight.numel,
             itemsize=copy.itemsize,
             trainable=weight.trainable,
+            added=weight.added,
         )
         self.copy = copy
         if copy.node is None and weight.trainable:

@@ -29,7 +29,7 @@ def lstm(f: Forward, name: str, x: Tensor, shape: tuple[int, int], *, layers: in
     cells = x.numel // inputs * hidden
     weights = tuple(_weights(f, name, inputs, hidden, layers))
     total = sum(weight.numel for weight in weights)
-    flat = t.new(total, LOW_BYTES, "temporaries").storage if autocast else None
+    flat = t.new(total, LOW_BYTES).storage if autocast else None
     if autocast:
         x = cast(t, x, LOW_BYTES)
     out = t.new(DIRECTIONS * cells, x.itemsize)
@@ -46,8 +46,12 @@ def lstm(f: Forward, name: str, x: Tensor, shape: tuple[int, int], *, layers: in
         del joined
         return (dx, *grads)
 
-    del reserve
-    out = t.record(out, (x.node, *(w if w.trainable else None for w in weights)), backward)
+    copied = Tensor(total, LOW_BYTES, flat) if autocast else None
+    saves = (x, out, reserve, copied, *weights)
+    out = t.record(
+        out, (x.node, *(w if w.trainable else None for w in weights)), backward, saves=saves
+    )
+    del reserve, copied, saves
     # Autocast's other products are in bf16 where that was asked for.
     return copy(t, out) if autocast and not f.how.half else out
 

@@ -33,7 +33,8 @@ def layer_norm(t: Tape, x: Tensor, weight: Param | None, bias: Param | None, wid
         dx = t.new(numel, itemsize) if needs else None
         return (dx, *(t.new(p.numel, p.itemsize, "gradients") for p in trained))
 
-    return t.record(out, (x.node, *trained), backward)
+    saves = (x, mean, rstd, weight, bias)
+    return t.record(out, (x.node, *trained), backward, saves=saves)
 
 
 def rms_norm(t: Tape, x: Tensor, weight: Param | None, width: int) -> Tensor:

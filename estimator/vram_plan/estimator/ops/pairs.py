@@ -67,4 +67,5 @@ def _turn_complex(t: Tape, x: Tensor, turns: Tensor) -> Tensor:
         del conjugate
         return (result,)
 
-    return t.record(t.new(numel, itemsize), (x.node,), backward, packs=True)
+    out = t.new(numel, itemsize)
+    return t.record(out, (x.node,), backward, packs=True, saves=(turns,))

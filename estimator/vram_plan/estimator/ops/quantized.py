@@ -85,8 +85,8 @@ def _dequantized(t: Tape, numel: int, itemsize: int, nested: bool, old: FourBit)
 def _written_out(t: Tape, numel: int, itemsize: int, nested: bool) -> Dense:
     """``_dequant_linear_fallback``: the scales, again with their offset, and the weight."""
     blocks = -(-numel // BNB_BLOCK)
-    scales = tuple(t.new(blocks, FP32_BYTES, "temporaries") for _ in range(2 * nested))
-    dense = t.new(numel, itemsize, "temporaries")
+    scales = tuple(t.inside(blocks, FP32_BYTES) for _ in range(2 * nested))
+    dense = t.inside(numel, itemsize)
     if t.work is not None:
         t.work.label("dequantization")
     return (*scales, dense)

@@ -50,8 +50,9 @@ def written(
     if how.wide_products:
         q, k = cast(t, q, FP32_BYTES), cast(t, k, FP32_BYTES)
     factors = factor(t, q, s, how, "q"), factor(t, k, s, how, "k")
-    weights = masked(t, batched_product(t, *factors, s.scores, s.head_dim), how)
+    product = batched_product(t, *factors, s.scores, s.head_dim)
     del factors
+    weights = masked(t, product.moved(), how)
     weights = softmax(t, weights, width_of(weights, how), half_to_float=s.half)
     weights = cast(t, weights, itemsize)
     weights = dropout(t, weights, s.dropout)

@@ -75,14 +75,14 @@ def efficient(
     """
     (q, k, v), masked = parts, mask is not None
     bias = _expanded(t, _aligned(t, additive(t, mask, q.itemsize), s), s)
-    out = t.new(s.batch * s.seq * s.heads * s.value_dim, q.itemsize)
+    out = t.compute(s.batch * s.seq * s.heads * s.value_dim, q.itemsize)
     if t.work is not None:
         t.work.attention(s, q.itemsize, masked=masked)
     if not t.needs(q.node, k.node, v.node):
         return out
     rows = -(-s.seq // _LOG_SUM_EXP_ROWS) * _LOG_SUM_EXP_ROWS
-    lse = t.new(s.batch * s.heads * rows, FP32_BYTES)
-    first, second = t.new(1, 8), t.new(1, 8)
+    lse = t.compute(s.batch * s.heads * rows, FP32_BYTES)
+    first, second = t.compute(1, 8), t.compute(1, 8)
     kept = (q.storage, k.storage, v.storage, out.storage, lse.storage)
     seeds = (first.storage, second.storage, bias.storage if bias else None)
     edges = (q.node, k.node, v.node, bias.node if bias else None)
@@ -102,7 +102,9 @@ def efficient(
         del delta
         return grads if learned else (*grads, None)
 
-    return t.record(out, edges, backward)
+    full = Tensor(s.scores, bias.itemsize, bias.storage) if bias else None
+    saves = (q, k, v, out, lse, first, second, full)
+    return t.record(out, edges, backward, saves=saves)
 
 
 def _workspace(s: Heads, itemsize: int) -> int:

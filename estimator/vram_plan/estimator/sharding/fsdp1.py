@@ -89,7 +89,7 @@ class Timeline:
         if before is not None and self.fetches_ahead and not self.leaves:
             backward = (*gathered, self._whole(self._unit(before), "ahead: the block before"))
         kept = self._gathered_bytes(unit) if self.stays else 0
-        shards = self._shards_bytes(unit_of(link, self.scale)) + self._hooked_bytes(link, unit)
+        shards = self._shards_bytes(unit_of(link, self.scale)) + self.hooked_bytes(link, unit)
         beside = Beside(forward=gathered, backward=backward, kept=kept, gradients=shards)
         if link.count > 1 or not unit.learns:
             return [dress(link, beside)]
@@ -99,7 +99,7 @@ class Timeline:
         dressed = dress(link, replace(beside, gradients=0))
         return [pause(name, "layer", link.cost.left, flattening), dressed]
 
-    def _hooked_bytes(self, link: Link, unit: Unit) -> int:
+    def hooked_bytes(self, link: Link, unit: Unit) -> int:
         """What a finished block of frozen weights keeps until the backward pass is over.
 
         FSDP reshards a unit without gradients in a hook on its inputs
@@ -127,7 +127,10 @@ class Timeline:
         return pause("flattening the last gradients", "embedding", left, Beside(backward=held))
 
     def _unit(self, link: Link) -> Unit:
-        unit = unit_of(link, self.scale)
+        return self.wrapped(unit_of(link, self.scale))
+
+    def wrapped(self, unit: Unit) -> Unit:
+        """The part of a unit that travels as one flat weight."""
         return unit if self.mixes else _wrapped(unit)
 
     def _gathered_bytes(self, unit: Unit) -> int:

@@ -65,9 +65,11 @@ class Timeline:
         result = [self._root_reduction()]
         for link, previous, following in neighbours(self.chain):
             if link.segment.kind == "layer":
-                if following is None:
+                if previous is None or following is None:
                     result.append(self._gathering(link, previous))
                 result.append(dress(link, self._block(link, previous, following)))
+                if self._regathers(link, previous):
+                    result.append(self._regathering(link, following))
             elif link.segment.kind == "head":
                 result.append(dress(link, self._head(previous)))
             else:
@@ -127,6 +129,30 @@ class Timeline:
         )
         beside = Beside(forward=held)
         return pause(f"gathering {link.segment.name}", "layer", link.cost.left, beside)
+
+    def _regathers(self, link: Link, previous: Link | None) -> bool:
+        """Whether copying its weights out going back may be fuller than what comes then.
+
+        While a block goes back the buffer of the one before is there, its own no more.
+        """
+        if self.stays:
+            return False
+        before = link if link.count > 1 else previous
+        own = self._gathered_bytes(self._unit(link))
+        return before is None or self._gathered_bytes(self._unit(before)) < own
+
+    def _regathering(self, link: Link, following: Link | None) -> Link:
+        """Before a block goes back: its weights are copied out of their buffer."""
+        unit = self._unit(link)
+        held = [
+            self._root(),
+            self._whole(unit, "this block's weights"),
+            self._all_gather(unit, "of this block"),
+        ]
+        if following is not None:
+            held += self._reduce_input(self._unit(following), "of the block after")
+        beside = Beside(backward=tuple(held))
+        return pause(f"gathering {link.segment.name} again", "layer", link.cost.left, beside)
 
     def _root_reduction(self) -> Link:
         """After the backward pass: what is outside the blocks is reduced."""

@@ -82,7 +82,9 @@ def cut(link: Link, counts: tuple[int, ...]) -> Iterator[Link]:
 
 def held_bytes(config: TrainConfig, weight: Param | Weight) -> int:
     """Bytes per element of a weight as its shard is held, before any cast for compute."""
-    return BYTES[config.adapter_dtype] if weight.added else config.weights_bytes
+    if weight.added:
+        return BYTES[config.adapter_dtype]
+    return 4 if config.kbit_preparation and not weight.packed else config.weights_bytes
 
 
 def gathered_bytes(config: TrainConfig, weight: Param, ranks: int) -> float:

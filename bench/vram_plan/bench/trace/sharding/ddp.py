@@ -42,6 +42,8 @@ class Replicated(Sharding):
         """The model in torch's wrapper."""
         from torch.nn.parallel import DistributedDataParallel
 
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise ValueError(f"method {self.config.method} leaves nothing to train in this model")
         if self.paths is None:  # real ranks
             return DistributedDataParallel(model)
         with self.paths.moving("model"):
