@@ -208,11 +208,12 @@ def _refuse_method(config: TrainConfig) -> None:
         raise ValueError(
             f"dry-run --method {config.method}: PEFT has no such method; plan it without dry-run"
         )
-    wide = config.method == "adalora" and config.lora_targets == ALL_LINEAR
-    if wide and kind in _ROUTERS_IN_TUPLES:
+    added = config.method in _LOW_RANK or config.method == "adalora"
+    if added and kind in _ROUTERS_IN_TUPLES and matches("mlp.router", config.lora_targets):
         raise ValueError(
-            f"dry-run --method adalora over all linear layers: the router of {kind} returns a "
-            "tuple, to which PEFT's AdaLoRA cannot add; choose --lora-targets attention"
+            f"dry-run --method {config.method} with --lora-targets {config.lora_targets}: the "
+            f"router of {kind} returns a tuple, to which PEFT's low-rank layers cannot add; choose "
+            "--lora-targets attention"
         )
 
 

@@ -13,6 +13,7 @@ from unittest import mock
 import torch
 from torch.autograd import graph
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from vram_plan.bench.trace import attention
 from vram_plan.bench.trace.config import TraceConfig
@@ -98,18 +99,24 @@ def host_copies(log: StorageLog) -> Iterator[None]:
     (an expanded one) is made contiguous on the device first (aten/src/ATen/native/cuda/Copy.cu,
     ``copy_requires_temporaries``).
     """
+    weights = WeakTensorKeyDictionary()
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         if not torch._prims_common.is_non_overlapping_and_dense_or_false(tensor):
             log.scratch([tensor.numel() * tensor.itemsize], "copy to host", log.where)
+        packed = log.block_of(tensor)
         with log.in_host_memory():
-            return torch.empty_like(tensor, requires_grad=False)
+            kept = torch.empty_like(tensor, requires_grad=False)
+        if packed is not None and packed.component == "weights":
+            weights[kept] = True
+        return kept
 
     def unpack(kept: torch.Tensor) -> torch.Tensor:
         back = torch.empty_like(kept)
         block = log.block_of(back)
         if block is not None:
             block.component = "activations"
+            block.role = "weights" if kept in weights else ""
         return back
 
     class SaveOnHost(graph.saved_tensors_hooks):

@@ -94,7 +94,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
         source, made = self.log.block_of(weight), self.log.block_of(copy)
         if source is None or made is None or made is source or made.role not in _FORWARD:
             return
-        if (source.component or source.role) in ("weights", "temporaries"):
+        known = source.role if source.role == "weights" else source.component or source.role
+        if known in ("weights", "temporaries"):
             made.role = "temporaries"
 
     def _note(self, func: Any, args: Any, result: Any, path: str, in_node: bool) -> None:

@@ -6,6 +6,9 @@ node makes gradients of weights and temporaries. A trace tells the same from the
 and from where autograd will send what a node makes.
 """
 
+import itertools
+import math
+import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -23,6 +26,7 @@ _PASSES = ("forward", "loss", "backward")
 _WRITTEN_OUT = ("dequantize_4bit", "dequantize_blockwise", "resize")
 #: Nodes between one that makes a weight's gradient and the weight: transposed, cast, reshaped.
 _MOST_STEPS = 8
+_MOST_DIMENSIONS = 5
 _SCOPE: ContextVar[str] = ContextVar("component", default="")
 
 
@@ -65,22 +69,39 @@ def _is_for_weight(node: Any, shape: tuple[int, ...]) -> bool:
     """
     if node is None:
         return False
-    count = torch.Size(shape).numel()
     variable = getattr(node, "variable", None)
     if variable is not None:
-        return bool(variable.numel() == count)
-    return any(_ends_in_weight(after, count) for after, _ in node.next_functions)
+        return is_laid_out(shape, variable.shape)
+    return any(_ends_in_weight(after, shape) for after, _ in node.next_functions)
 
 
-def _ends_in_weight(node: Any, count: int) -> bool:
+def _ends_in_weight(node: Any, shape: tuple[int, ...]) -> bool:
     for _ in range(_MOST_STEPS):
         if node is None:
             return False
         variable = getattr(node, "variable", None)
         if variable is not None:
-            return bool(variable.numel() == count)
+            return is_laid_out(shape, variable.shape)
         onward = [after for after, _ in node.next_functions if after is not None]
         if len(onward) != 1:
             return False
         node = onward[0]
     return False
+
+
+def is_laid_out(shape: tuple[int, ...], weight: tuple[int, ...]) -> bool:
+    """Whether permuting dimensions and joining neighbours turns one shape into the other.
+
+    The same number of elements alone is no sign: with small models it comes by chance.
+    """
+    if math.prod(shape) != math.prod(weight):
+        return False
+    many, few = sorted((shape, weight), key=len, reverse=True)
+    if len(many) > _MOST_DIMENSIONS:
+        return True
+    return any(_joins(order, tuple(few)) for order in itertools.permutations(many))
+
+
+def _joins(many: tuple[int, ...], few: tuple[int, ...]) -> bool:
+    ends = set(itertools.accumulate(many, operator.mul))
+    return ends.issuperset(itertools.accumulate(few, operator.mul))
