@@ -12,7 +12,7 @@ from vram_plan.estimator.chain import Shape, build_chain
 from vram_plan.estimator.config import TrainConfig
 from vram_plan.estimator.lengths import FIXED
 from vram_plan.estimator.methods.lora import Lora
-from vram_plan.estimator.methods.targets import ALL_LINEAR, ATTENTION
+from vram_plan.estimator.methods.targets import ALL_LINEAR, ATTENTION, matches
 from vram_plan.estimator.treatment import Treatment
 from vram_plan.profiles.hf_config import CUSTOM_TYPES, read_config
 from vram_plan.profiles.model import ModelSpec

@@ -99,6 +99,8 @@ def treat(config: TrainConfig) -> Treatment:
         tensor=config.tp,
         expert=config.ep,
         sequence_parallel=config.sequence_parallel,
+        alternates=switches.alternates_products(config.stack),
+        compiled=bool(config.compile),
         recomputes_core=_recomputes_core(config),
         fused=_fused(config),
         training=config.training,

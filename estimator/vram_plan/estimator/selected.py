@@ -15,13 +15,25 @@ from vram_plan.estimator.tensors import Storage
 
 
 class Selected:
-    """The cache of one block."""
+    """The cache of one block.
 
-    __slots__ = ("_kept", "replays")
+    Args:
+        alternates: of the matrix products only the first, third, … are listed.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_alternates", "_kept", "_products", "replays", "unread")
+
+    def __init__(self, *, alternates: bool = False) -> None:
         self._kept: deque[Storage | None] = deque()
+        self._alternates = alternates
+        self._products = [0, 0]
+        self.unread = 0
         self.replays = False
+
+    def skips_product(self) -> bool:
+        """Whether the policy leaves the next matrix product out; it counts both ways apart."""
+        self._products[self.replays] += 1
+        return self._alternates and self._products[self.replays] % 2 == 0
 
     def keep(self, storage: Storage | None) -> None:
         """Remember a listed operator's output; going forward."""
@@ -32,5 +44,6 @@ class Selected:
         return self._kept.popleft()
 
     def clear(self) -> None:
-        """Let go of what was not asked for: the block's graph is gone."""
+        """Let go of what was not asked for (``unread`` bytes): the block's graph is gone."""
+        self.unread = sum(storage.nbytes for storage in self._kept if storage is not None)
         self._kept.clear()

@@ -69,6 +69,8 @@ def play(run: Run, watcher: Watcher | None = None, work: WorkLog | None = None) 
     made = _go_back(f, run, first, entered, borrowed)
     if recomputes and first.node is None:
         saved, kept = {}, frozenset()
+    if f.t.selected is not None and run.how.compiled and saved:
+        saved["activations"] -= f.t.selected.unread
     host = f.t.paged_bytes
     if run.checkpoint == "offload" and run.entered is not None and saved:
         host = _send_to_host(saved, run.entered)
@@ -143,7 +145,8 @@ def _new_forward(run: Run) -> Forward:
     f.stack = run.segment.stack
     f.checkpointed = run.checkpoint in RECOMPUTED
     f.input_gradients = run.input_gradients and run.how.training
-    f.t.selected = Selected() if run.checkpoint == "selective" else None
+    selects = run.checkpoint == "selective"
+    f.t.selected = Selected(alternates=run.how.alternates) if selects else None
     f.t.pages_out = run.checkpoint == "page-out"
     f.repeats = run.segment.repeats
     f.keeps_gradients = run.keeps_gradients and not run.segment.repeats

@@ -34,6 +34,8 @@ class Treatment:
         repeats_heads: keys and values are written out for every query head before flash attention.
         reentrant: recomputation runs inside the checkpoint's own backward function, which holds
             the block's output and its gradient until it is through.
+        alternates: selective checkpointing keeps every second matrix product of a block alone.
+        compiled: blocks are partitioned by a compiler, which keeps nothing that nobody reads.
         recomputes_core: attention between q, k, v and the context is made again going back.
         keeps_presents: checkpointed blocks hand out keys and values, kept until the loss is there.
         widens_outputs: 16-bit logits are copied to fp32 when the model returns.
@@ -72,6 +74,8 @@ class Treatment:
     tensor: int = 1
     expert: int = 1
     sequence_parallel: bool = False
+    alternates: bool = False
+    compiled: bool = False
     recomputes_core: bool = False
     fused: frozenset[str] = frozenset()
     training: bool = True

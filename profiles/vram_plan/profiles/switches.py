@@ -152,6 +152,15 @@ def reentrant_checkpoints(stack: Stack) -> bool:
     return not stack.since("transformers", "5.0")
 
 
+def alternates_products(stack: Stack) -> bool:
+    """Selective checkpointing per operator recomputes every second matrix product of a block.
+
+    pytorch/torchtitan @ 004b3148 ``torchtitan/parallelisms/parallelize_llama.py``
+    ``_get_custom_policy``: attention and the first, third, … ``aten.mm`` are saved.
+    """
+    return stack.loop == "torchtitan"
+
+
 def adapter_dtype(stack: Stack, base: str, *, quantized: bool) -> str:
     """The dtype in which adapters are held over a base in ``base``.
 

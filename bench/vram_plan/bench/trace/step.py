@@ -112,11 +112,21 @@ class TrainingStep:
         return [t for state in states for t in state.values() if torch.is_tensor(t)]
 
     def paged_states(self) -> list[torch.Tensor]:
-        """States that CUDA's unified memory would hold (bitsandbytes optim/optimizer.py)."""
-        if not self.config.optimizer.startswith("paged-"):
-            return []
-        states = [state.get(n) for state in self.optimizer.state.values() for n in _PAGED]
-        return [t for t in states if t is not None and t.numel() >= _PAGED_ELEMENTS]
+        """States of its optimizer that CUDA's unified memory would hold."""
+        return paged_states(self.config.optimizer, self.optimizer)
+
+
+def paged_states(name: str, optimizer: Any) -> list[torch.Tensor]:
+    """States that CUDA's unified memory would hold (bitsandbytes optim/optimizer.py).
+
+    Args:
+        name: the plan's word for the optimizer.
+        optimizer: with the states it has made so far.
+    """
+    if not name.startswith("paged-"):
+        return []
+    states = [state.get(n) for state in optimizer.state.values() for n in _PAGED]
+    return [t for t in states if t is not None and t.numel() >= _PAGED_ELEMENTS]
 
 
 def make_batch(config: TraceConfig) -> dict[str, torch.Tensor]:

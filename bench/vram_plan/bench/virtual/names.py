@@ -5,7 +5,9 @@ from typing import Any
 
 import torch
 
+from vram_plan.bench.trace.step import paged_states
 from vram_plan.bench.trace.storages import StorageLog
+from vram_plan.bench.virtual.case import ZeroCase
 
 __all__ = ["Names", "held_by"]
 
@@ -38,10 +40,11 @@ class Names:
         buckets: DeepSpeed's, into which gradients are copied; each is made by the first of them.
     """
 
-    def __init__(self, log: StorageLog, model: Any, offloads: tuple[bool, bool]) -> None:
+    def __init__(self, log: StorageLog, model: Any, case: ZeroCase) -> None:
         self.log = log
         self.model = model
-        self.offloads = offloads
+        self.offloads = case.offloads
+        self.optimizer = case.step.optimizer
         self.host: dict[str, int] = {}
         self.buckets: dict[Any, Any] = {}
         self._pinned: set[int] = set()
@@ -82,6 +85,8 @@ class Names:
         self.name("buffers", self.model.buffers())
         if self.offloads[0]:
             self._to_host(groups, optimizer)
+        for state in paged_states(self.optimizer, engine.basic_optimizer):
+            self._move("optimizer_states", state)
 
     def _to_host(self, groups: dict[str, list[torch.Tensor]], optimizer: Any) -> None:
         masters = groups["master_weights"]

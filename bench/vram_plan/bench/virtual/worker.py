@@ -14,12 +14,14 @@ import torch.distributed as dist
 
 from vram_plan.bench.trace.build import DTYPES, build_model, count_parameters, materialize
 from vram_plan.bench.trace.cuda import CudaRules
+from vram_plan.bench.trace.losses import unwrapped
 from vram_plan.bench.trace.modules import ModulePaths, shorten
 from vram_plan.bench.trace.optimizers import load_libraries
 from vram_plan.bench.trace.quantized import dora_on_quantized, quantization_state
 from vram_plan.bench.trace.quiet import without_library_noise
 from vram_plan.bench.trace.recorder import Recorder
 from vram_plan.bench.trace.roles import Roles
+from vram_plan.bench.trace.routing import balanced_routing
 from vram_plan.bench.trace.rules import fake_tensors_count
 from vram_plan.bench.trace.step import make_batch
 from vram_plan.bench.trace.storages import StorageLog
@@ -76,14 +78,12 @@ def _traced(case: ZeroCase, stack: ExitStack) -> RankTrace:
     _fill(model, stack, fake=fake)
     log = DeviceLog()
     log.keeps_history = case.step.history
-    names = Names(log, model, case.offloads)
+    names = Names(log, model, case)
     pretend(names.pinned if case.pinned else lambda tensor: None)
     paths = stack.enter_context(ModulePaths(model))
     log.role_of = Roles(paths)
     _see(model, log)
-    stack.enter_context(
-        PlainRecorder(log, paths, fake=fake) if rules is None else Recorder(log, paths, rules)
-    )
+    stack.enter_context(_recorder(log, paths, rules, model, fake=fake))
     step = EngineStep(case, model, names, paths)
     step.prepare(zero_optimizer(case.step.optimizer, model, on_host=case.offloads[0]))
     trace = _run(step, names, counts)
@@ -95,6 +95,16 @@ def _traced(case: ZeroCase, stack: ExitStack) -> RankTrace:
         seconds={},
         versions={name: version(name) for name in _LIBRARIES},
     )
+
+
+def _recorder(
+    log: DeviceLog, paths: ModulePaths, rules: CudaRules | None, model: Any, *, fake: bool
+) -> PlainRecorder | Recorder:
+    if rules is None:
+        return PlainRecorder(log, paths, fake=fake)
+    recorder = Recorder(log, paths, rules)
+    recorder.composites |= balanced_routing(unwrapped(model).config)
+    return recorder
 
 
 def _run(step: EngineStep, names: Names, counts: tuple[int, int]) -> Trace:

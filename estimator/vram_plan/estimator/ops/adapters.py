@@ -192,11 +192,11 @@ def folded(t: Tape, weight: Param, left: Tensor, right: Tensor) -> Tensor:
         return tuple(scaled(numel, itemsize) for numel, itemsize in sizes)
 
     def scaled(numel: int, itemsize: int) -> Tensor:
-        product = t.new(numel, itemsize)
+        product = t.new(numel, itemsize, "gradients")  # by views and casts a weight's
         if t.work is not None:
             other = sizes[0][0] + sizes[1][0] - numel
             t.work.batched((weight.numel, other, numel), weight.numel * inner, itemsize)
-        out = t.new(numel, itemsize)
+        out = t.new(numel, itemsize, "gradients")
         del product
         return out
 

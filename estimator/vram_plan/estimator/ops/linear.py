@@ -39,7 +39,8 @@ def linear(t: Tape, x: Tensor, weight: Param, bias: Param | None, outputs: int) 
 
     edges = (x.node, edge_of(weight), offset)
     # Selective checkpointing recomputes the cheap low-rank products of adapters.
-    make = t.new if weight.added else t.compute
+    cheap = weight.added or (t.selected is not None and t.selected.skips_product())
+    make = t.new if cheap else t.compute
     out = make(tokens * outputs, x.itemsize)
     if t.work is not None:
         t.work.product((tokens, inputs, outputs), x.itemsize)
