@@ -21,8 +21,12 @@ LLAMA: dict[str, Any] = {
     "vocab_size": 2048,
     "tie_word_embeddings": False,
 }
+PHIMOE = {**LLAMA, "model_type": "phimoe", "num_local_experts": 4, "num_experts_per_tok": 2}
 TIED = {**LLAMA, "tie_word_embeddings": True}
 ADAPTED = {"method": "lora", "lora_rank": 8, "adapter_dtype": "fp32"}
+BLOOM = {"model_type": "bloom", "hidden_size": 64, "n_layer": 2, "n_head": 4, "vocab_size": 511}
+GPT2 = {"model_type": "gpt2", "n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 511}
+PREFIXED = {"method": "prefix", "virtual_tokens": 20, "weights_dtype": "fp32", "loss": "chunked"}
 PLAIN = {"weights_dtype": "bf16", "optimizer": "sgd", "attention": "eager", "loss": "hf"}
 WIDE = {"precision": "fp16", "weights_dtype": "fp32"}
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -40,6 +44,8 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         LLAMA,
         {**ADAPTED, "method": "adalora", "checkpointing": "selective"},
     ),
+    "fp32 prefixes, autocast": (GPT2, PREFIXED),
+    "the lookup before BLOOM's norm, keys of a prefix in its mask": (BLOOM, PREFIXED),
 }
 
 
@@ -74,8 +80,13 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         "choose adamw",
     ),
     "AdaLoRA on a router that returns a tuple": (
-        {**LLAMA, "model_type": "phimoe", "num_local_experts": 4, "num_experts_per_tok": 2},
+        PHIMOE,
         {**ADAPTED, "method": "adalora"},
+        "choose --lora-targets attention",
+    ),
+    "LoRA on a router that returns a tuple": (
+        PHIMOE,
+        {**ADAPTED, "lora_targets": "q_proj,router"},
         "choose --lora-targets attention",
     ),
 }

@@ -61,6 +61,7 @@ CASES = {
     "stage 3, fp32": case(3, precision="fp32", weights_dtype="fp32"),
     "stage 3, tight limits": case(3, TIGHT),
     "stage 3, LoRA": case(3, **LORA),
+    "stage 3, frozen layers keep their inputs": case(3, method="p-tuning-v2", adapter_dtype="bf16"),
     "stage 3, all on the host": case(3, offload="optimizer+params"),
 }
 """Stage 0 divides nothing: every number of ranks between runs the same step."""

@@ -36,6 +36,7 @@ PLANS = {
     "gathered": planned(3, micro_batch=4),
     "on the host": planned(2, offload="optimizer"),
     "8-bit states": planned(1, optimizer="adamw-8bit"),
+    "paged states": planned(1, optimizer="paged-adamw"),
     "half": planned(0, precision="fp16", weights_dtype="fp16"),
 }
 
@@ -90,6 +91,14 @@ def test_other_optimizers_run(seen: dict[str, ZeroTrace | Exception]) -> None:
     states = traced(seen, "8-bit states").components("step")["optimizer_states"]
     share = PLANS["8-bit states"].parameters / 4
     assert states == pytest.approx(2 * share, rel=0.05)
+
+
+def test_paged_states_are_on_the_host(seen: dict[str, ZeroTrace | Exception]) -> None:
+    one = traced(seen, "paged states")
+    assert one.components("step").get("optimizer_states", 0) == 0
+    assert one.host_components["optimizer_states"] == pytest.approx(
+        2 * 2 * 4 * PLANS["paged states"].parameters / 4, rel=0.05
+    )
 
 
 def test_nothing_to_train_is_refused(seen: dict[str, ZeroTrace | Exception]) -> None:

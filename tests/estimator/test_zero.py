@@ -13,6 +13,8 @@ from vram_plan.estimator.config import ZeroSizes
 from vram_plan.estimator.ds_config import parse_ds_config, read_ds_config
 from vram_plan.estimator.sharding.onebit import padded
 from vram_plan.estimator.sharding.zero_bucket import flattened, reductions, slices
+from vram_plan.estimator.sharding.zero_parts import REDUCTION
+from vram_plan.estimator.step import BACKWARD_LAST, EMBEDDING_BACKWARD, LOSS
 
 # ZeRO (arXiv:1910.02054), figure 1: 7.5e9 parameters, 64 ranks; GB are 1e9 bytes.
 FIGURE_1 = [(0, 120.0), (1, 31.4), (2, 16.6), (3, 1.9)]
@@ -47,6 +49,27 @@ def test_the_bucket_is_there_whatever_is_trained() -> None:
     for method in ("full", "lora"):
         bucket = entries("reduce bucket", zero=2, gpus=8, method=method)
         assert bucket["reduce bucket"] == 1_000_000_000
+
+
+def test_the_first_gradient_makes_the_bucket() -> None:
+    """One of a prompt's encoder arrives after the blocks', one of the head before them."""
+    alive = {}
+    for method in ("lora", "p-tuning"):
+        made = plan("7b", zero=1, gpus=8, method=method).memory.ledger.entries
+        alive[method] = next(e.alive for e in made if e.name == "reduce bucket")
+    assert BACKWARD_LAST in alive["lora"]
+    assert alive["p-tuning"] == {EMBEDDING_BACKWARD, REDUCTION}
+
+
+def test_stage_3_saves_the_inputs_of_frozen_layers() -> None:
+    """DeepSpeed 0.19.8 runtime/zero/linear.py; GPT-2's Conv1D is no linear layer."""
+    for model, more in (("meta-llama/Llama-3.2-1B", True), ("gpt2", False)):
+        kept = {
+            stage: plan(model, zero=stage, gpus=2, seq_len=512, method="p-tuning-v2").memory
+            for stage in (2, 3)
+        }
+        saved = {stage: one.ledger.components(LOSS)["activations"] for stage, one in kept.items()}
+        assert (saved[3] > saved[2]) == more
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])

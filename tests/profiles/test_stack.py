@@ -84,6 +84,7 @@ def test_the_reference_changes_nothing() -> None:
         switches.narrows_tables,
         switches.mixes_units,
         switches.shards_gptq,
+        switches.alternates_products,
         switches.fuses_adamw,
         switches.fuses_all,
     )

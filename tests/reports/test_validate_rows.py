@@ -154,6 +154,7 @@ def test_libraries_nobody_knows_do_not_hinder() -> None:
         ({"quantization": "hqq4"}, "quantization hqq4 cannot be planned"),
         ({"precision": "nvfp4"}, "precision nvfp4 cannot be planned"),
         ({"optimizer": "lomo"}, "optimizer lomo cannot be planned"),
+        ({"compile": True, "stack": "torchtitan=e7c0cae"}, "compiled loss cannot be planned"),
     ],
 )
 def test_what_cannot_be_expressed_is_said(change: dict[str, Any], reason: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from vram_plan.estimator.carried import Carried
 from vram_plan.estimator.segment import Composition, Segment
@@ -78,6 +78,7 @@ class Cost:
             copies of weights that autocast keeps, keys and values in a cache.
         forward: the fullest moment of its forward pass.
         backward: the fullest moment of its backward pass, recomputation included.
+        later: the fullest moment of its backward pass from the first weight's gradient on.
         gradients: bytes of weight gradients it leaves behind.
         left: the tensor it hands on.
         produced: what it made for later segments, by name.
@@ -106,3 +107,4 @@ class Cost:
     waiting: int = 0
     keeps_input: bool = False
     passed: str = ""
+    later: Bytes = field(default_factory=dict)

@@ -166,7 +166,7 @@ class Forward:
             offset = self.low(offset) if offset else None
             weight = self.low(weight)
             x = elementwise.cast(self.t, x, LOW_BYTES)
-        return linear(self.t, x, weight, offset, outputs)
+        return linear(self.t, x, weight, offset, outputs, keeps=self.how.keeps_inputs)
 
     def head_linear(self, x: Tensor, shape: tuple[int, int], *, name: str = "lm_head") -> Tensor:
         """The projection to the vocabulary; its weight may be the token embedding's."""

@@ -44,7 +44,7 @@ said to fit. The deciding runs are full fine-tunes of Mistral-7B, micro-batch 16
 foundation-model-stack/fms-acceleration (commit 876e2ed, ``scripts/benchmarks/refs``): they failed
 needing 73.6 GiB of 79.15 GiB, 32.6 GiB of them made within the step.
 """
-REPLAYED = frozenset({"torch", "ddp"})
+REPLAYED = frozenset({"torch", "ddp", "device-map"})
 """Engines under which a run's allocations are one known sequence."""
 MADE_WITHIN_THE_STEP = ("activations", "logits", "kv_cache", "temporaries")
 
@@ -114,9 +114,9 @@ def unlisted_workspaces(config: TrainConfig) -> int:
 def is_modelled(config: TrainConfig) -> bool:
     """Whether every storage of the run is known, so that the allocator can be asked.
 
-    Whole states on each GPU and nothing offloaded but activations, or FSDP1's flat weights with
-    nothing offloaded. Other sharding engines allocate from several streams at moments that only
-    the device knows.
+    Whole states on each GPU, or of the blocks it holds (``device-map``), and nothing offloaded but
+    activations, or FSDP1's flat weights with nothing offloaded. Other sharding engines allocate
+    from several streams at moments that only the device knows.
     """
     if config.engine == "fsdp1":
         plain = config.lengths == FIXED and config.offload == "none"
@@ -124,7 +124,7 @@ def is_modelled(config: TrainConfig) -> bool:
     return (
         config.training
         and config.engine in REPLAYED
-        and config.pp == 1
+        and (config.pp == 1 or config.engine == "device-map")
         and config.offload in {"none", "activations"}
     )
 

@@ -33,6 +33,8 @@ from vram_plan.profiles.model import ModelSpec
 
 _AUTHORS = frozenset({"litgpt"})
 """Training loops with modules of their own (``blocks/<loop>.py``)."""
+_CONV1D = frozenset({"gpt2"})
+"""Models of transformers' ``Conv1D``, which is no ``torch.nn.functional.linear``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +105,7 @@ def treat(config: TrainConfig) -> Treatment:
         compiled=bool(config.compile),
         recomputes_core=_recomputes_core(config),
         fused=_fused(config),
+        keeps_inputs=config.zero == 3 and config.model.model_type not in _CONV1D,
         training=config.training,
     )
 

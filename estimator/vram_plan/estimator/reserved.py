@@ -23,6 +23,7 @@ from vram_plan.estimator.quantization import packed_bytes
 from vram_plan.estimator.rank import Passes as RankPasses
 from vram_plan.estimator.rank import beside_named, run_passes
 from vram_plan.estimator.reserved_fsdp import sharded_timeline
+from vram_plan.estimator.sharding.pipeline import stages
 from vram_plan.estimator.timeline import Passes, Timeline, pieces_of
 from vram_plan.estimator.varied import AtLength, Lengths
 
@@ -55,7 +56,13 @@ def reserved_bytes(config: TrainConfig, allocated: int) -> int:
 
 
 def _reserved(config: TrainConfig, allocated: int, seed: int) -> int:
-    timeline = run_timeline(config, seed)
+    """On the GPU that reserves most: where blocks are spread over several, each has a replay."""
+    found = [_replayed(config, run_timeline(config, seed, stage)) for stage in _stages(config)]
+    seen = max(one.stats.requested_peak for one in found) - unlisted_workspaces(config)
+    return max(one.reserved_peak_bytes for one in found) + max(allocated - seen, 0)
+
+
+def _replayed(config: TrainConfig, timeline: Timeline) -> Replay:
     changes, streams = timeline.changes, timeline.streams
     limit = None
     if config.gpu is not None:
@@ -63,8 +70,19 @@ def _reserved(config: TrainConfig, allocated: int, seed: int) -> int:
     found = replay(changes, limit_bytes=limit, streams=streams)
     if found.outcome != "ok":
         found = replay(changes, streams=streams)
-    seen = found.stats.requested_peak - unlisted_workspaces(config)
-    return found.reserved_peak_bytes + max(allocated - seen, 0)
+    return found
+
+
+def _stages(config: TrainConfig) -> range:
+    """The distinct GPUs of a run whose blocks are spread over several; else the one."""
+    if config.pp == 1:
+        return range(1)
+    return range(len(stages(config, run_passes(config, keeps_gradients=True))))
+
+
+def _on_stage(config: TrainConfig, keeps_gradients: bool, stage: int) -> RankPasses:
+    passes = run_passes(config, keeps_gradients=keeps_gradients)
+    return passes if config.pp == 1 else stages(config, passes)[stage].passes
 
 
 def replay_run(
@@ -88,27 +106,29 @@ def run_changes(config: TrainConfig, seed: int = 0) -> list[Change]:
     return run_timeline(config, seed).changes
 
 
-def run_timeline(config: TrainConfig, seed: int = 0) -> Timeline:
+def run_timeline(config: TrainConfig, seed: int = 0, stage: int = 0) -> Timeline:
     """Every change of the loading and of two steps, or of an epoch's longest micro-batches.
 
     Args:
         config: every option, resolved; ``overhead.is_modelled`` holds.
         seed: of the order of sequences whose lengths differ.
+        stage: the GPU among those that the blocks are spread over.
     """
     if config.engine == "fsdp1":
         return sharded_timeline(config)
-    return _Run(config, seed).written()
+    return _Run(config, seed, stage).written()
 
 
 class _Run:
     """Writes the timeline of one configuration."""
 
-    def __init__(self, config: TrainConfig, seed: int) -> None:
+    def __init__(self, config: TrainConfig, seed: int, stage: int) -> None:
         self.config = config
         self.seed = seed
+        self.stage = stage
         self.timeline = Timeline()
         self.passes = Passes(self.timeline)
-        self.first = run_passes(config, keeps_gradients=True)
+        self.first = _on_stage(config, True, stage)
         self.trainable: list[Weight] = []
         self.workspaces = 0
 
@@ -131,7 +151,7 @@ class _Run:
         config, epoch = self.config, parse_lengths(self.config.lengths)
         accumulates = config.grad_accum > 1
         if epoch is None:
-            later = run_passes(config, keeps_gradients=False) if accumulates else None
+            later = _on_stage(config, False, self.stage) if accumulates else None
             whole = [_whole(passes) for passes in (self.first, later) if passes is not None]
             yield from [whole] * STEPS
             return
@@ -143,7 +163,7 @@ class _Run:
             seed=self.seed,
         )
         makes, adds = (
-            Lengths(partial(_passes_at, config, keeps), config.seq_len)
+            Lengths(partial(_passes_at, config, keeps, self.stage), config.seq_len)
             for keeps in (True, not accumulates)
         )
         size = min(config.grad_accum, max(1, len(lengths) // STEPS))
@@ -228,8 +248,8 @@ class _Run:
         return found.nbytes, found.step, 2 if "adam" in name else 1
 
 
-def _passes_at(config: TrainConfig, keeps_gradients: bool, length: int) -> RankPasses:
-    return run_passes(replace(config, seq_len=length), keeps_gradients=keeps_gradients)
+def _passes_at(config: TrainConfig, keeps_gradients: bool, stage: int, length: int) -> RankPasses:
+    return _on_stage(replace(config, seq_len=length), keeps_gradients, stage)
 
 
 def _whole(passes: RankPasses) -> AtLength:

@@ -58,6 +58,27 @@ def resolve(model: ModelSpec, options: Options) -> TrainConfig:
     Raises:
         ValueError: one line that names the option and the way out.
     """
+    config = complete(model, options)
+    refuse_config(config, options)
+    return config
+
+
+def refuse_config(config: TrainConfig, options: Options) -> None:
+    """Refuse a complete configuration that cannot be run.
+
+    Raises:
+        ValueError: one line that names the option and the way out.
+    """
+    refuse(config, {name: value for name, value in options.items() if value is not None})
+    check_method(config)
+
+
+def complete(model: ModelSpec, options: Options) -> TrainConfig:
+    """Fill in what was not given; whether it can be run is not asked.
+
+    Raises:
+        ValueError: nothing can be filled in; one line that names the option and the way out.
+    """
     given = {name: value for name, value in options.items() if value is not None}
     unknown = set(given) - _KNOWN
     if unknown:
@@ -82,10 +103,7 @@ def resolve(model: ModelSpec, options: Options) -> TrainConfig:
     _check_group(values)
     _resolve_data(model, values, notes)
     _resolve_hardware(values, notes)
-    config = TrainConfig(model=model, assumptions=tuple(notes), **values)
-    refuse(config, given)
-    check_method(config)
-    return config
+    return TrainConfig(model=model, assumptions=tuple(notes), **values)
 
 
 def _take_ds_config(model: ModelSpec, values: dict[str, Any], notes: list[str]) -> None:

@@ -57,7 +57,7 @@ def play(run: Run, watcher: Watcher | None = None, work: WorkLog | None = None) 
     leaf = entered[0].node if watcher else None
     with f.t.checkpointed() if recomputes else nullcontext():
         first = _forward(f, run, entered[0], borrowed)
-    forward = dict(meter.peak_by_component)
+    forward = dict(meter.fullest())
     if not recomputes:
         entered.clear()
     borrowed.leave(checkpointed=recomputes, to_host=run.checkpoint == "offload")
@@ -75,7 +75,8 @@ def play(run: Run, watcher: Watcher | None = None, work: WorkLog | None = None) 
     if run.checkpoint == "offload" and run.entered is not None and saved:
         host = _send_to_host(saved, run.entered)
         host += sum(c.numel * c.itemsize for c in run.carried if c.read)
-    backward = dict(meter.peak_by_component) if made.node is not None else {}
+    backward = dict(meter.fullest()) if made.node is not None else {}
+    later = dict(meter.peak_by_component) if meter.earlier is not None and backward else {}
     _tell(watcher, "gradients", f, leaf)
     gradients = _take_gradients(f)
     _tell(watcher, "end", f, leaf)
@@ -85,6 +86,7 @@ def play(run: Run, watcher: Watcher | None = None, work: WorkLog | None = None) 
         cast=cast,
         forward=forward,
         backward=backward,
+        later=later,
         gradients=gradients,
         left=made.left,
         produced=tuple((name, boundary) for name, boundary, _ in made.extra),

@@ -26,13 +26,14 @@ class Log(Protocol):
 class Meter:
     """Counts live bytes by component and remembers the moment of the peak."""
 
-    __slots__ = ("by_component", "live", "log", "peak", "peak_by_component")
+    __slots__ = ("by_component", "earlier", "live", "log", "peak", "peak_by_component")
 
     def __init__(self) -> None:
         self.log: Log | None = None
         self.live = 0
         self.peak = 0
         self.by_component: dict[str, int] = {}
+        self.earlier: tuple[int, dict[str, int]] | None = None
         self.peak_by_component: dict[str, int] = {}
 
     def take(self, nbytes: int, component: str) -> None:
@@ -51,8 +52,22 @@ class Meter:
 
     def mark(self) -> None:
         """Start a new measurement: the peak is what lives now."""
+        self.earlier = None
         self.peak = self.live
         self.peak_by_component = self.by_component.copy()
+
+    def arrive(self) -> None:
+        """A weight's gradient is there: from the first one on the peak is measured apart."""
+        if self.earlier is None:
+            peak, by_component = self.peak, self.peak_by_component
+            self.mark()
+            self.earlier = peak, by_component
+
+    def fullest(self) -> dict[str, int]:
+        """Bytes by component at the peak of the whole measurement."""
+        if self.earlier is not None and self.earlier[0] >= self.peak:
+            return self.earlier[1]
+        return self.peak_by_component
 
 
 class Storage:
@@ -153,6 +168,7 @@ class Param:
         """Keep the gradient, or add it in place to the one that is there."""
         if grad.storage is not None:
             self.alive = grad.storage.meter.by_component.copy()
+            grad.storage.meter.arrive()
         if self.grad is None and not self.accumulates:
             self.grad = grad
 

@@ -45,6 +45,7 @@ class Treatment:
         expert: ranks that divide the experts of a sparse layer (expert parallelism).
         sequence_parallel: norms and residuals are split over the tensor ranks too.
         fused: kernels that replace written-out operations (``rmsnorm``, ``rope``, ``swiglu``).
+        keeps_inputs: linear layers save their input for the backward pass though they are frozen.
         training: dropout is on and gradients are recorded.
     """
 
@@ -78,6 +79,7 @@ class Treatment:
     compiled: bool = False
     recomputes_core: bool = False
     fused: frozenset[str] = frozenset()
+    keeps_inputs: bool = False
     training: bool = True
 
     @property

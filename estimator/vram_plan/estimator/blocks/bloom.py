@@ -10,6 +10,7 @@ from vram_plan.estimator.blocks.gpt_parts import (
     mask,
     model,
     only_eager,
+    token_lookup,
 )
 from vram_plan.estimator.blocks.heads import causal_lm_loss, token_embedding
 from vram_plan.estimator.forward import Forward
@@ -52,12 +53,12 @@ def attention(f: Forward, x: Tensor, residual: Tensor) -> Tensor:
         q = copy(t, q)
         if not f.how.method.prefix_tokens:  # behind their prefix (``cat``) they lie by heads
             k, v = copy(t, k), copy(t, v)
-    out, probabilities = written(f, q, k, v)
-    out = f.linear("self_attention.dense", out, (hidden, hidden), bias=True, split="row")
+    context, probabilities = written(f, q, k, v)
+    out = f.linear("self_attention.dense", context, (hidden, hidden), bias=True, split="row")
     out = f.dropout(out, spec.hidden_dropout)
     out = f.add(residual, f.sublayer("attention", out, entered))
     f.held = probabilities[2]
-    del probabilities
+    del context, probabilities
     return out
 
 
@@ -93,11 +94,21 @@ def head(f: Forward, x: Tensor, shared: Inputs) -> Tensor:
 
 
 def shared_tensors(f: Forward) -> Shareds:
-    """The bias [batch · heads, 1, seq] and the mask."""
+    """The bias [batch · heads, 1, keys] and the mask."""
     heads = f.spec.num_attention_heads
-    alibi = Shared(numel=f.tokens * heads, itemsize=f.how.stream_bytes, saved=False)
+    keys = f.seq + f.how.method.prefix_tokens
+    alibi = Shared(numel=f.batch * keys * heads, itemsize=f.how.stream_bytes, saved=False)
     slopes = local(heads, FP32_BYTES)
-    return {"alibi": alibi, "slopes": slopes, **mask(f, always=True)}
+    return {"alibi": alibi, "slopes": slopes, **held_lookup(f), **mask(f, always=True)}
+
+
+def held_lookup(f: Forward) -> Shareds:
+    """``inputs_embeds`` of ``BloomModel.forward``, where the norm behind it keeps nothing."""
+    trains = f.how.method.trains
+    kept = trains("embed_tokens.weight", "embedding", -1) or any(
+        trains(f"word_embeddings_layernorm.{part}", "norm", -1) for part in ("weight", "bias")
+    )
+    return {} if kept or f.input_gradients else token_lookup(f)
 
 
 def compose(spec: ModelSpec) -> Composition:

@@ -22,7 +22,7 @@ def wide_logits(f: Forward, name: str, x: Tensor) -> Tensor:
     if f.how.autocast:
         return f.product(x, weight, None, experts)
     x = cast(f.t, x, FP32_BYTES)
-    return linear(f.t, x, _wide(f.t, weight), None, experts)
+    return linear(f.t, x, _wide(f.t, weight), None, experts, keeps=f.how.keeps_inputs)
 
 
 def _wide(t: Tape, weight: Param) -> Param:

@@ -50,7 +50,7 @@ def router_logits(f: Forward, name: str, x: Tensor) -> Tensor:
     if f.how.autocast:
         x, weight = cast(f.t, x, LOW_BYTES), f.low(weight)
         bias = f.low(bias) if bias is not None else None
-    return linear(f.t, x, weight, bias, experts)
+    return linear(f.t, x, weight, bias, experts, keeps=f.how.keeps_inputs)
 
 
 def softmax_router(

@@ -118,10 +118,11 @@ def embed_positions(f: Forward, ids: Tensor, shared: Inputs) -> Tensor:
 
 
 def mask(f: Forward, *, always: bool = False) -> Shareds:
-    """The causal mask [batch, 1, seq, seq], which fused kernels do without."""
+    """The causal mask [batch, 1, seq, keys], which fused kernels do without."""
     if f.how.attention != "eager" and not always:
         return {}
-    return {"mask": Shared(numel=f.batch * f.seq * f.seq, itemsize=f.how.stream_bytes, saved=False)}
+    numel = f.tokens * (f.seq + f.how.method.prefix_tokens)
+    return {"mask": Shared(numel=numel, itemsize=f.how.stream_bytes, saved=False)}
 
 
 def rotary_tables(f: Forward, *, saved: bool = True) -> Shareds:

@@ -100,7 +100,7 @@ class Prefix(Placed):
             f.cache |= {"cross keys": k, "cross values": v}
             return k, v
         width = k.numel * f.how.tensor // f.tokens
-        first, second = self.prefix(f, width, k.itemsize)
+        first, second = self.prefix(f, width)
         k = concat(f.t, (first, k))
         v = concat(f.t, (second, relayout(f.t, v)))
         # The cache holds both until the model's output is let go (transformers 5.23.0
@@ -108,16 +108,15 @@ class Prefix(Placed):
         f.cache |= {"past keys": k, "past values": v}
         return k, v
 
-    def prefix(self, f: Forward, width: int, itemsize: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of the virtual tokens in this layer's cache."""
-        spec = f.spec
+    def prefix(self, f: Forward, width: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of the virtual tokens in this layer's cache, in the model's dtype."""
+        spec, itemsize = f.spec, f.how.compute_bytes
         numel = f.batch * self.tokens * width // f.how.tensor
         if f.layer != (spec.num_hidden_layers if spec.is_encoder_decoder else 0):
             first, second = f.t.new(numel, itemsize), f.t.new(numel, itemsize)
             first.node, second.node = Leaf(), Leaf()
             return first, second
         layers = spec.num_hidden_layers  # the encoder's, where there is one
-        itemsize = f.how.compute_bytes
         past = cast(f.t, self._encoded(f, width, layers * 2 * width), itemsize)
         return past_key_values(f.t, past, numel)
 

@@ -6,19 +6,22 @@ LOW_BYTES = 2
 """Bytes per element of what autocast casts to."""
 
 
-def linear(t: Tape, x: Tensor, weight: Param, bias: Param | None, outputs: int) -> Tensor:
+def linear(
+    t: Tape, x: Tensor, weight: Param, bias: Param | None, outputs: int, *, keeps: bool = False
+) -> Tensor:
     """``x @ W.T + b``, x [batch, seq, inputs]: saves x where W learns, W where x needs a gradient.
 
     Without a bias ``mm`` makes the weight's gradient before the input's, with one ``addmm`` makes
     input, weight, bias. The input's gradient is a view: three dimensions become two on the way in
-    (``aten/src/ATen/native/Linear.cpp``, torch 2.13.0).
+    (``aten/src/ATen/native/Linear.cpp``, torch 2.13.0). With ``keeps`` x is saved though W does
+    not learn, as by what ZeRO 3 puts in its place (DeepSpeed 0.19.8 ``runtime/zero/linear.py``).
     """
     inputs = weight.numel // outputs
     tokens = x.numel // inputs
     trains, x_needs = weight.trainable, x.requires_grad
     biased, offset = bias is not None, edge_of(bias)
     copy = weight.copy.storage if isinstance(weight, AutocastWeight) and x_needs else None
-    kept = (x.storage if trains else None, copy)
+    kept = (x.storage if trains or keeps else None, copy)
     x_numel, x_itemsize = x.numel, x.itemsize
     w_numel, w_itemsize = weight.numel, weight.itemsize
 
@@ -44,7 +47,7 @@ def linear(t: Tape, x: Tensor, weight: Param, bias: Param | None, outputs: int) 
     out = make(tokens * outputs, x.itemsize)
     if t.work is not None:
         t.work.product((tokens, inputs, outputs), x.itemsize)
-    saves = (x if trains else None, weight if x_needs else None)
+    saves = (x if trains or keeps else None, weight if x_needs else None)
     return t.record(out, edges, backward, packs=True, saves=saves)
 
 

@@ -56,7 +56,7 @@ def _recipes(task: Task) -> Iterator[list[_Cell]]:
         for one in task.cells.runnable[machine.kind]:
             cells = found[one.recipe]
             if machine.gpus not in cells:
-                cells[machine.gpus] = _Cell(one, task.cells.config(one.recipe, machine))
+                cells[machine.gpus] = _Cell(one, task.cells.config(one, machine))
             cells[machine.gpus].machines.append(machine)
     for cells in found.values():
         yield list(cells.values())

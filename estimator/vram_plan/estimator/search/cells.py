@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from vram_plan.estimator.config import TrainConfig
 from vram_plan.estimator.search import tally
+from vram_plan.estimator.search.complete import Complete
 from vram_plan.estimator.search.likeness import gpu_traits, gpus_traits, recipe_traits
 from vram_plan.estimator.search.rent import priced_out, usd_per_hour
 from vram_plan.estimator.search.space import Space
@@ -63,6 +64,7 @@ class Cells:
         traits_of = recipe_traits(space)
         self._traits = [traits_of(recipe) for recipe in self.recipes]
         self._resolved: dict[Hashable, Runnable | tally.Out] = {}
+        self._complete = Complete(space)
         self.runnable = {kind: self._resolve(members, counts) for kind, members in alike.items()}
         self._ends = self._outermost(alike)
         self._known: dict[tuple[int, int], TrainConfig] = {}
@@ -95,35 +97,42 @@ class Cells:
 
     def _try(self, recipe: int, machine: Machine) -> Runnable | tally.Out:
         try:
-            return Runnable(recipe, self.config(recipe, machine))
+            options = self.recipes[recipe]
+            found = self._complete.config(recipe, options, machine.gpus, machine.gpu)
+            return Runnable(recipe, found)
         except ValueError as error:
             return tally.refusal(str(error), machine.gpu)
 
-    def _outermost(self, alike: dict[Hashable, list[Machine]]) -> dict[Hashable, Machine]:
+    def _outermost(
+        self, alike: dict[Hashable, list[Machine]]
+    ) -> dict[Hashable, tuple[Runnable, Machine]]:
         """Where a recipe runs on the most GPUs, and on the fewest of several nodes (key: 0)."""
-        found: dict[Hashable, Machine] = {}
+        found: dict[Hashable, tuple[Runnable, Machine]] = {}
         for kind, members in alike.items():
             few, many = (by(members, key=lambda machine: machine.gpus) for by in (min, max))
             for one in self.runnable[kind]:
                 key = (one.recipe, one.example.engine, one.example.pp)
-                if key not in found or found[key].gpus < many.gpus:
-                    found[key] = many
-                if grows_by_nodes(one.example) and found.get((*key, 0), few).gpus >= few.gpus:
-                    found[*key, 0] = few
+                if key not in found or found[key][1].gpus < many.gpus:
+                    found[key] = (one, many)
+                if grows_by_nodes(one.example):
+                    least = found.get((*key, 0))
+                    if least is None or least[1].gpus >= few.gpus:
+                        found[*key, 0] = (one, few)
         return found
 
     def on_most(self, config: TrainConfig, recipe: int) -> TrainConfig:
         """A recipe on the most GPUs it runs on with the engine and stages of ``config``."""
-        return self._on(self._ends[recipe, config.engine, config.pp], config, recipe)
+        return self._on(self._ends[recipe, config.engine, config.pp], config)
 
     def on_fewest_nodes(self, config: TrainConfig, recipe: int) -> TrainConfig:
         """The same on the fewest GPUs of several nodes."""
-        return self._on(self._ends[recipe, config.engine, config.pp, 0], config, recipe)
+        return self._on(self._ends[recipe, config.engine, config.pp, 0], config)
 
-    def _on(self, machine: Machine, config: TrainConfig, recipe: int) -> TrainConfig:
-        key = (recipe, machine.index)
+    def _on(self, end: tuple[Runnable, Machine], config: TrainConfig) -> TrainConfig:
+        one, machine = end
+        key = (one.recipe, machine.index)
         if key not in self._known:
-            self._known[key] = self.config(recipe, machine)
+            self._known[key] = self.config(one, machine)
         return varied(self._known[key], gpu=config.gpu, node=config.node)
 
     def order(self, recipe: int, machine: Machine) -> int:
@@ -134,10 +143,10 @@ class Cells:
     def _machine_count(self) -> int:
         return len(self.space.values("gpus", 1)) * len(self.space.values("gpu"))
 
-    def config(self, recipe: int, machine: Machine) -> TrainConfig:
-        """A configuration, resolved."""
-        bought = {"gpus": machine.gpus, "gpu": machine.gpu}
-        return self.space.config(bought | self.recipes[recipe])
+    def config(self, one: Runnable, machine: Machine) -> TrainConfig:
+        """A recipe on a machine that it runs on."""
+        recipe = self.recipes[one.recipe]
+        return self._complete.on(one.example, recipe, machine.gpus, machine.gpu)
 
 
 def grows_by_nodes(config: TrainConfig) -> bool:

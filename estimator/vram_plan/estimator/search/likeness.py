@@ -22,9 +22,14 @@ _DEGREES = ("tp", "pp", "cp")
 _DEFAULT_NODE = 8
 
 
+def stages_are_gpus(space: Space) -> bool:
+    """Whether some of its configurations have a pipeline stage for each GPU."""
+    return "device-map" in space.values("engine") or "naive" in space.values("pp_schedule")
+
+
 def gpus_traits(space: Space) -> Callable[[int], Hashable]:
     """A function whose equal values mean: refused alike."""
-    if "device-map" in space.values("engine") or "naive" in space.values("pp_schedule"):
+    if stages_are_gpus(space):
         return lambda gpus: gpus  # its stages are the GPUs
     degrees = [tuple(d or 1 for d in space.values(name, 1)) for name in _DEGREES]
     products = {prod(each) for each in product(*degrees)}
@@ -41,7 +46,7 @@ def gpus_traits(space: Space) -> Callable[[int], Hashable]:
 
 def recipe_traits(space: Space) -> Callable[[Assignment], Callable[[int], Hashable]]:
     """The same for one recipe, which asks after its own degrees alone."""
-    if "device-map" in space.values("engine") or "naive" in space.values("pp_schedule"):
+    if stages_are_gpus(space):
         return lambda recipe: lambda gpus: gpus
 
     @cache

@@ -9,25 +9,24 @@ sharding of states, which change what travels and not what is computed.
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 from vram_plan.estimator.config import TrainConfig
 from vram_plan.estimator.rank import Passes, run_passes
+from vram_plan.estimator.search.passes import Added, Prices, added_up
 from vram_plan.estimator.search.sent import Sent
 from vram_plan.estimator.search.variant import varied
 from vram_plan.estimator.speed.bubble import ratio
 from vram_plan.estimator.speed.exposure import exposed
 from vram_plan.estimator.speed.optimizer_step import optimizer_seconds
-from vram_plan.estimator.speed.phases import Passing, chain_work, passing
+from vram_plan.estimator.speed.phases import chain_work
 from vram_plan.estimator.speed.roofline import peak_flops
 from vram_plan.estimator.speed.step_time import sharing, step_time, tokens_per_step
 from vram_plan.estimator.speed.traffic import NotModelled
-from vram_plan.estimator.speed.work import Kernel, Work
 from vram_plan.profiles.efficiency import curves_of
 from vram_plan.profiles.gpus import GpuSpec
 
-_TILE = 32
 _ROUNDING = 0.999
 """Tensors are rounded up to 512 bytes, two perhaps and many not: by so little a line may lie above
 the seconds of a pass."""
@@ -96,7 +95,7 @@ class Modelled:
         self._kinds: dict[Hashable, tuple[int, Passes]] = {}
         self._works: dict[tuple[Hashable, int], _Tape] = {}
         self._known: dict[tuple[Hashable, str], tuple[_Line, _Line]] = {}
-        self._launched: dict[Hashable, tuple[float, float]] = {}
+        self._prices: dict[str, Prices] = {}
         self._sent = Sent()
 
     def seconds_per_token(self, config: TrainConfig) -> float | None:
@@ -157,30 +156,21 @@ class Modelled:
             self._works[key] = _tape(config, micro_batch)
         return self._works[key]
 
-    def _launches(self, config: TrainConfig, gpu: GpuSpec, work: Hashable) -> tuple[float, float]:
-        """Launches of a pass, as many as it takes seconds where one takes a second."""
-        if work not in self._launched:
-            found = _passing(config, self._tape(config, work, 1), gpu, launch_seconds=1.0)
-            self._launched[work] = (found.forward, found.backward)
-        return self._launched[work]
-
     def _lines(self, config: TrainConfig, gpu: GpuSpec, work: Hashable) -> tuple[_Line, _Line]:
         key = (work, gpu.name)
         if key not in self._known:
-            each = curves_of(gpu).launch_seconds
-            tapes = [self._tape(config, work, b) for b in (1, 2)]
-            one, two = (_passing(config, tape, gpu, launch_seconds=0.0) for tape in tapes)
-            forward, backward = self._launches(config, gpu, work)
-            self._known[key] = (
-                _line(one.forward, two.forward, forward * each),
-                _line(one.backward, two.backward, backward * each),
+            if gpu.name not in self._prices:
+                self._prices[gpu.name] = Prices(gpu)
+            prices = self._prices[gpu.name]
+            one, two = (self._tape(config, work, b) for b in (1, 2))
+            forward, backward = (
+                _line(
+                    prices.seconds(a), prices.seconds(b), a.launches * prices.curves.launch_seconds
+                )
+                for a, b in zip(one.added, two.added, strict=True)
             )
+            self._known[key] = (forward, backward)
         return self._known[key]
-
-
-def _passing(config: TrainConfig, tape: _Tape, gpu: GpuSpec, *, launch_seconds: float) -> Passing:
-    curves = replace(curves_of(gpu), launch_seconds=launch_seconds)
-    return passing(tape.kernels, gpu, curves, key_ranks=config.cp, scale=tape.scale)
 
 
 def parts_per_token(config: TrainConfig) -> dict[str, float]:
@@ -196,17 +186,16 @@ class _Tape:
     """One micro-batch through all stages.
 
     Attributes:
-        kernels: with how often each runs, none padded.
+        added: the forward pass and the backward pass, products without the padding of their tiles:
+            with rows and columns filled up nothing is convex.
         flops: operations by bytes per element of their factors.
-        scale: nominal parameters of a size class over those of its representative shape.
         learning: parameters that learn.
         tensors: that they are spread over.
         host: bytes of activations that wait in host memory.
     """
 
-    kernels: Work
+    added: tuple[Added, Added]
     flops: tuple[tuple[int, float], ...]
-    scale: float
     learning: int
     tensors: int
     host: int
@@ -224,23 +213,17 @@ def _tape(config: TrainConfig, micro_batch: int) -> _Tape:
     for kernel, count in kernels:
         times = count * inventory.scale * (config.cp if kernel.kind == "attention" else 1)
         flops[kernel.itemsize] = flops.get(kernel.itemsize, 0.0) + kernel.flops * times
+    forward, backward = (
+        added_up(kernels, key_ranks=config.cp, scale=inventory.scale, backward=going_back)
+        for going_back in (False, True)
+    )
     return _Tape(
-        kernels=tuple((_unpadded(kernel), count) for kernel, count in kernels),
+        added=(forward, backward),
         flops=tuple((itemsize, each) for itemsize, each in flops.items() if each),
-        scale=inventory.scale,
         learning=inventory.numel(trainable=True),
         tensors=inventory.tensors(trainable=True),
         host=passes.host,
     )
-
-
-def _unpadded(kernel: Kernel) -> Kernel:
-    """The same operations in whole tiles: with rows and columns filled up nothing is convex."""
-    if not kernel.flops or kernel.kind == "attention":
-        return kernel
-    inner = kernel.shape[2]
-    tiles = int(kernel.flops / (2 * _TILE * _TILE * inner))
-    return replace(kernel, shape=(tiles, _TILE, inner, _TILE))
 
 
 def _ranks_per_token(config: TrainConfig) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
-from functools import cache
 
 from vram_plan.estimator.config import TrainConfig
 from vram_plan.estimator.search import tally
@@ -13,16 +12,11 @@ from vram_plan.estimator.search.needs import Needs
 from vram_plan.estimator.search.speed import Speed
 from vram_plan.estimator.search.standings import Standings
 from vram_plan.estimator.search.trial import Trial, judge
-from vram_plan.estimator.search.variant import varied
 from vram_plan.estimator.search.wish import Candidate, Wish
-from vram_plan.profiles.nodes import default_node
 
 Outcome = Candidate | tally.Out
 Settled = Iterator[tuple[Outcome, int]]
 """What became of configurations, and of how many."""
-
-
-_node = cache(default_node)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,7 +32,7 @@ class Task:
     works: dict[int, Hashable] = field(default_factory=dict)
     on_any: dict[Hashable, float | tally.Out] = field(default_factory=dict)
     by_kind: dict[Hashable, dict[Hashable, Runnable]] = field(default_factory=dict)
-    configs: dict[tuple[int, int, Hashable], TrainConfig] = field(default_factory=dict)
+    configs: dict[tuple[int, int], TrainConfig] = field(default_factory=dict)
 
     @property
     def limits_batches(self) -> bool:
@@ -58,15 +52,11 @@ class Task:
         return self.by_kind[kind]
 
     def config(self, one: Runnable, machine: Machine) -> TrainConfig:
-        """A configuration, resolved; the kind of GPU decides its machine alone."""
-        key = (one.recipe, machine.gpus, machine.kind)
+        """A configuration, resolved."""
+        key = (one.recipe, machine.index)
         if key not in self.configs:
-            self.configs[key] = self.cells.config(one.recipe, machine)
-        found, gpu = self.configs[key], machine.gpu
-        if gpu is None or gpu == found.gpu:
-            return found
-        node = found.node if self.cells.space.fixed.get("node") else _node(gpu, found.gpus_per_node)
-        return varied(found, gpu=gpu, node=node)
+            self.configs[key] = self.cells.config(one, machine)
+        return self.configs[key]
 
     def judge(self, one: Runnable, machine: Machine) -> Candidate | tally.Out:
         """What becomes of a recipe on a machine."""

@@ -20,11 +20,13 @@ class Candidate:
         at: the weight whose gradient arrives; None once the backward pass is over.
         copied: bytes of the flat copy it makes.
         held: bytes of what else is there: a partition's gradients, gathered weights.
+        later: the fullest moment of the segment from that weight's gradient on, not its arrival.
     """
 
     at: Piece | None
     copied: int
     held: int
+    later: bool = False
 
 
 def fullest(shares: Shares, candidates: Sequence[Candidate]) -> Candidate:
@@ -35,23 +37,25 @@ def fullest(shares: Shares, candidates: Sequence[Candidate]) -> Candidate:
         if candidate.at is not None:
             alive = shares.kept[candidate.at.link]
             alive += candidate.at.layer * shares.saved[candidate.at.link]
-            alive += sum(inside(shares, candidate.at).values())
+            alive += sum(inside(shares, candidate.at, later=candidate.later).values())
         return alive + candidate.copied + candidate.held
 
     return max(candidates, key=total)
 
 
-def inside(shares: Shares, at: Piece) -> Bytes:
+def inside(shares: Shares, at: Piece, *, later: bool = False) -> Bytes:
     """Bytes by component in the segment of a weight when its gradient arrives.
 
     The segment's own gradients are in the bucket by then, except the one that arrives. Where the
     moment is not known, the fullest one of the segment stands for it.
     """
+    if later:
+        return {**shares.links[at.link].cost.later, "gradients": 0}
     found = shares.arriving.get((at.link, at.key[2]), shares.links[at.link].cost.backward)
     return {**found, "gradients": shares.width * at.numel}
 
 
-def activations_at(shares: Shares, at: Piece | None) -> Bytes:
+def activations_at(shares: Shares, at: Piece | None, *, later: bool = False) -> Bytes:
     """What earlier segments keep, and what this one has at that moment."""
     if at is None:
         return {}
@@ -59,7 +63,7 @@ def activations_at(shares: Shares, at: Piece | None) -> Bytes:
     for link in shares.links[: at.link]:
         _add(alive, link.cost.saved, link.count)
     _add(alive, shares.links[at.link].cost.saved, at.layer)
-    _add(alive, inside(shares, at), 1)
+    _add(alive, inside(shares, at, later=later), 1)
     return alive
 
 
@@ -87,7 +91,7 @@ def moment_entries(shares: Shares, chosen: Candidate, source: str) -> list[Entry
             source=TAPE_SOURCE,
             alive=alive,
         )
-        for component, nbytes in activations_at(shares, chosen.at).items()
+        for component, nbytes in activations_at(shares, chosen.at, later=chosen.later).items()
     ]
     entries.append(
         Entry(

@@ -10,6 +10,7 @@ own.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -112,6 +113,14 @@ def group_of(config: TrainConfig, ranks: int, stride: int = 1) -> Group:
         network_bytes_per_s=network,
         measured=measured,
     )
+
+
+def wires(config: TrainConfig) -> Hashable:
+    """Equal for machines whose GPUs talk alike: everything `group_of` reads of them."""
+    gpu, node = _hardware(config)
+    line = node.link_bytes_per_s or gpu.link_bytes_per_s
+    near = (node.link or gpu.link, line, gpu.kind, gpu.architecture, links_of(gpu))
+    return (config.gpus_per_node, near, node.network, node.network_bytes_per_s)
 
 
 def inside(group: Group) -> Group:

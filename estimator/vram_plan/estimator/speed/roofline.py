@@ -11,7 +11,7 @@ from vram_plan.estimator.speed.work import Kernel
 from vram_plan.profiles.efficiency import Curves
 from vram_plan.profiles.gpus import GpuSpec
 
-__all__ = ["kernel_seconds", "peak_flops"]
+__all__ = ["kernel_seconds", "peak_flops", "reached_flops"]
 
 _BY_BYTES = {4: ("fp32",), 2: ("bf16", "fp16"), 1: ("int8", "fp8", "fp16")}
 _WIDE, _HALF = 4, 2
@@ -36,11 +36,16 @@ def kernel_seconds(kernel: Kernel, gpu: GpuSpec, curves: Curves) -> float:
     moved = kernel.bytes / (gpu.memory_bandwidth_bytes_per_s * reached)
     if not kernel.flops:
         return curves.kernel_seconds + moved
-    rate = peak_flops(gpu, kernel.itemsize) * _share(kernel, curves)
+    rate = reached_flops(kernel, gpu, curves)
     if kernel.kind == "attention":
         return curves.kernel_seconds + max(kernel.flops / rate, moved)
     fixed = curves.kernel_seconds + curves.product_seconds
     return fixed + max(_padded(kernel) / rate, moved)
+
+
+def reached_flops(kernel: Kernel, gpu: GpuSpec, curves: Curves) -> float:
+    """Operations per second of a kernel that computes."""
+    return peak_flops(gpu, kernel.itemsize) * _share(kernel, curves)
 
 
 def _share(kernel: Kernel, curves: Curves) -> float:

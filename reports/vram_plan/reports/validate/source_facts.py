@@ -16,8 +16,9 @@ below 4.37 and peft below 0.8; 0.25 was Accelerate's last release before."""
 AUTOCASTS = frozenset({"ms-swift"})
 """Loops that leave no choice but ``bf16=True`` or ``fp16=True`` of transformers' Trainer, which is
 autocast (modelscope/ms-swift @ 97e4d198b ``swift/llm/sft.py``, ``select_dtype``)."""
-DROPOUTS = {"ms-swift": 0.05}
-"""Default before low-rank pairs of a loop (``swift/llm/utils/argument.py`` ``lora_dropout_p``)."""
+DROPOUTS = {"ms-swift": 0.05, "fsdp_qlora": 0.1}
+"""Default before low-rank pairs of a loop (``swift/llm/utils/argument.py`` ``lora_dropout_p``;
+AnswerDotAI/fsdp_qlora @ 02586ac7 ``train.py`` ``lora_dropout``)."""
 LENGTHS = {"ms-swift-bench": "3234.4,2547.5,4959"}
 """Mean and deviation of a source's tokens, as it prints them beside its readings, and the number of
 its sequences (modelscope/ms-swift ``docs/source_en/LLM/Benchmark.md``, and its table of data sets:

@@ -1,4 +1,4 @@
-"""What a row's notes say of its run that no option of a plan stands for."""
+"""What a row says of its run that no option of a plan stands for."""
 
 from __future__ import annotations
 
@@ -13,14 +13,21 @@ PLANNED_RECOMPUTATION = frozenset({"core_attn"})
 default (NVIDIA/Megatron-LM ``megatron/core/transformer/transformer_config.py``)."""
 _RECOMPUTED = re.compile(r"recomputed modules: ([a-z_+ ]+)")
 _LATENT = "multi-latent attention"
+COMPILED_LOSSES = frozenset({"e7c0cae"})
+"""Commits of torchtitan under which compiling means the loss too, whose logits are then never
+written in fp32: pull request 755 turned that off in December 2024, and 1033 of April 2025 made the
+loss's builder compile it again (``torchtitan/components/loss.py`` ``build_cross_entropy_loss``);
+readings with this commit are of June 2025."""
+_TITAN = re.compile(r"torchtitan=(\w+)")
 
 
 def refuse_unplanned(row: Row) -> None:
-    """Refuse rows whose notes name parts that Megatron's composition does not have here.
+    """Refuse a compiled loss, and parts that Megatron's composition does not have here.
 
     Raises:
         ValueError: naming them.
     """
+    _refuse_compiled_loss(row)
     notes = row.notes or ""
     said = _RECOMPUTED.search(notes)
     others = set(re.split(r"[+ ]", said[1].strip())) - PLANNED_RECOMPUTATION if said else set()
@@ -31,3 +38,10 @@ def refuse_unplanned(row: Row) -> None:
         )
     if _LATENT in notes and (row.engine or "").startswith("megatron"):
         raise ValueError("Megatron's multi-latent attention cannot be planned")
+
+
+def _refuse_compiled_loss(row: Row) -> None:
+    """The plan compiles blocks, as torchtitan did first."""
+    commit = _TITAN.search(row.stack or "")
+    if row.compile and commit is not None and commit[1] in COMPILED_LOSSES:
+        raise ValueError("a compiled loss cannot be planned")

@@ -28,6 +28,8 @@ from vram_plan.estimator.speed.transfer import Transfer
 
 COPIES = 2
 """Of every gradient, once it is there and before it is reduced."""
+COPIED = "communication: copies"
+"""The part of the step that they count to: nothing travels, the GPU's own bandwidth counts."""
 
 
 def transfers(config: TrainConfig) -> tuple[Transfer, ...]:
@@ -68,7 +70,7 @@ def _copies(shares: Shares) -> Transfer:
     rate = gpu.memory_bandwidth_bytes_per_s if gpu else float("inf")
     return Transfer(
         name="copies in and out of flat tensors",
-        part="communication: copies",
+        part=COPIED,
         bytes=0,
         seconds=2 * copied / rate,
     )
