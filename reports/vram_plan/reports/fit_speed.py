@@ -7,6 +7,7 @@ of the fit, and those of curves fitted without the source of each row. Takes abo
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -83,9 +84,12 @@ def _toml(value: object) -> str:
 
 def main(arguments: list[str]) -> int:
     """Fit, print the errors, write the file (or another, if one is named)."""
+    parser = argparse.ArgumentParser(prog="python -m vram_plan.reports.fit_speed")
+    parser.add_argument("output", nargs="?", type=Path, default=EFFICIENCY_FILE)
+    output = parser.parse_args(arguments).output
     rows = usable(read_timed(read_rows()).timed)
     curves = fit(rows, EVALUATIONS)
-    write(curves, Path(arguments[0] if arguments else EFFICIENCY_FILE))
+    write(curves, output)
     known = [(row, family) for row in rows if (family := family_of(row.work.gpu)) is not None]
     print(summary((row, error(row, curves[family.name])) for row, family in known), flush=True)
     print("\nfitted without the source of the row:")
