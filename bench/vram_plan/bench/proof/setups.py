@@ -27,6 +27,7 @@ _LENGTHS = {"small": (64, 96, 128, 200, 256), "full": (256, 384, 512, 1024, 2048
 _ROOM = 40
 """Positions that are left for virtual tokens."""
 _NODE = 8
+_MOST_EXPERTS = 128
 _BUCKETS = {"reduce_bucket_size": 500_000, "overlap_comm": False}
 """DeepSpeed's own default would hide a small model behind a bucket of 10⁹ bytes."""
 
@@ -49,8 +50,10 @@ def lengths(fields: Fields, size: str) -> tuple[int, ...]:
 
 
 def _published(kind: str) -> list[CatalogueEntry]:
+    """Those of a kind; over sharded weights experts run one by one, so more would take minutes."""
     found = [entry for entry in catalogue() if entry.config.get("model_type") == kind]
-    return sorted(found, key=lambda entry: entry.name)
+    few = [entry for entry in found if (entry.config.get("n_routed_experts") or 0) <= _MOST_EXPERTS]
+    return sorted(few, key=lambda entry: entry.name)
 
 
 def sharding_options(sharding: str, number: int, random: Random) -> dict[str, Any]:
