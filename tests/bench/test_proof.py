@@ -6,17 +6,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import statistics
 from collections import Counter
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from vram_plan.bench.proof.case import Result
-from vram_plan.bench.proof.runner import sweep
+from vram_plan.bench.proof.runner import read_results, sweep, write_results
 from vram_plan.bench.proof.sample import METHODS, PRECISIONS, Slot, slots
 from vram_plan.bench.proof.setups import SETUPS
 from vram_plan.bench.proof.shapes import GROUPS
+from vram_plan.bench.proof.stored import replanned
 
 pytest.importorskip("torch")
 pytest.importorskip("peft")
@@ -69,6 +73,21 @@ def test_quotas(results: list[Result]) -> None:
     assert len(ran(results)) >= 0.8 * len(results)
 
 
+def test_a_plan_made_anew_finds_its_trace(results: list[Result], tmp_path: Path) -> None:
+    """Written, read and planned again, every place that ran is the same."""
+    path = tmp_path / "proof.jsonl"
+    write_results(path, results)
+    again = list(replanned(read_results(path, slots(SEED, COUNT))))
+    assert [plain(result) for result in again] == [plain(result) for result in ran(results)]
+
+
+def test_another_step_is_traced_again(results: list[Result]) -> None:
+    """A trace of another step is not held against the plan."""
+    result = ran(results)[0]
+    longer = result.options | {"seq_len": result.options["seq_len"] + 8}
+    assert list(replanned([replace(result, options=longer)])) == []
+
+
 @pytest.mark.parametrize("seed", [1, 2])
 @pytest.mark.parametrize("count", [400, 3000])
 def test_every_sample_is_level(seed: int, count: int) -> None:
@@ -86,6 +105,10 @@ def test_every_sample_is_level(seed: int, count: int) -> None:
 
 def test_a_larger_sample_begins_with_the_smaller_one() -> None:
     assert slots(1, 3000)[:400] == slots(1, 400)
+
+
+def plain(result: Result) -> str:
+    return json.dumps(result.as_row(), sort_keys=True)
 
 
 def level(sample: list[Slot], axis: str, kinds: int) -> None:

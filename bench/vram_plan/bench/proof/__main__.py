@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vram_plan.bench.proof.case import Result
-from vram_plan.bench.proof.runner import sweep
+from vram_plan.bench.proof.runner import read_results, sweep, write_results
 from vram_plan.bench.proof.sample import slots
+from vram_plan.bench.proof.stored import replanned
 from vram_plan.bench.proof.table import table
 
 _WORST = 10
@@ -23,19 +24,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--count", type=int, default=400, help="places in the sample")
     parser.add_argument("--jobs", type=int, default=1, help="worker processes")
     parser.add_argument("--output", type=Path, help="JSON Lines file; continued where it exists")
+    parser.add_argument(
+        "--replan",
+        action="store_true",
+        help="plan the places of --output anew against their traces; trace again only those "
+        "whose traced step is another now (not for edits of the tracer itself)",
+    )
     options = parser.parse_args(arguments)
+    places = slots(options.seed, options.count)
+    if options.replan:
+        if options.output is None:
+            parser.error("--replan needs the file of a finished sweep: give --output FILE")
+        write_results(options.output, replanned(read_results(options.output, places)))
 
     def progress(count: int, last: Result) -> None:
         shown = f"{100 * last.error:+.3f} %" if last.outcome == "ok" else last.outcome
         line = f"{count} of {options.count}: {last.family} {last.method} {last.precision} {shown}"
         print(f"\r{line:<79}", end="", file=sys.stderr, flush=True)
 
-    results = sweep(
-        slots(options.seed, options.count),
-        jobs=options.jobs,
-        output=options.output,
-        progress=progress,
-    )
+    results = sweep(places, jobs=options.jobs, output=options.output, progress=progress)
     print(file=sys.stderr)
     for line in (*table(results), *_notes(results)):
         print(line)

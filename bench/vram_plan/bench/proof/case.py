@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
@@ -14,7 +16,7 @@ from vram_plan.estimator.resolve import resolve
 from vram_plan.estimator.sharding.zero_parts import REDUCTION
 from vram_plan.profiles.hf_config import from_hf_config
 
-__all__ = ["Result", "configured", "paired", "result", "run_slot"]
+__all__ = ["Result", "configured", "paired", "result", "run_slot", "traced_as", "traced_parts"]
 
 PHASES = {
     "forward": ("forward",),
@@ -63,6 +65,8 @@ class Result:
         planned: the plan's peak and ``traced`` the trace's, in bytes.
         instant: the plan's peak instant and ``phase`` the trace's.
         components: component → bytes planned, bytes traced at the peak.
+        phase_peaks: phase → most bytes traced, and ``phase_components`` its components then.
+        traced_as: a digest of the step that was traced.
         seconds: what the trace took.
     """
 
@@ -82,6 +86,9 @@ class Result:
     instant: str = ""
     phase: str = ""
     components: dict[str, tuple[int, int]] = field(default_factory=dict)
+    phase_peaks: dict[str, int] = field(default_factory=dict)
+    phase_components: dict[str, dict[str, int]] = field(default_factory=dict)
+    traced_as: str = ""
     seconds: float = 0.0
 
     @property
@@ -113,7 +120,8 @@ def run_slot(slot: Slot) -> Result:
             refusals.append(f"{candidate.model['model_type']}: {refusal}")
             continue
         seconds = time.perf_counter() - started
-        found = paired(config, trace) | {"seconds": seconds, "refusals": refusals}
+        found = paired(config, trace) | traced_parts(trace) | {"seconds": seconds}
+        found |= {"refusals": refusals, "traced_as": traced_as(config, candidate.model)}
         return result(slot, "ok", model=candidate.model, options=candidate.options, **found)
     return result(slot, "refused", message=refusals[-1], refusals=refusals)
 
@@ -142,6 +150,28 @@ def configured(candidate: Candidate) -> TrainConfig:
     if "zero_sizes" in options:
         options["zero_sizes"] = ZeroSizes(**options["zero_sizes"])
     return resolve(from_hf_config(candidate.model, name="proof", source="proof"), options)
+
+
+def traced_as(config: TrainConfig, model: dict[str, Any]) -> str:
+    """A digest of the step that the tracer runs: where it is equal, so is the trace.
+
+    Raises:
+        ValueError: where the tracer refuses the configuration.
+    """
+    from vram_plan.bench.virtual.case import zero_case
+
+    step = trace_config(config, model) if config.zero is None else zero_case(config, model)
+    said = json.dumps(asdict(step), sort_keys=True)
+    return hashlib.sha256(said.encode()).hexdigest()[:16]
+
+
+def traced_parts(trace: Traced) -> dict[str, Any]:
+    """What a result keeps of its trace, so that another plan can be held against it."""
+    peaks = trace.phase_peaks
+    return {
+        "phase_peaks": dict(peaks),
+        "phase_components": {phase: trace.components(phase) for phase in peaks},
+    }
 
 
 def _trace(config: TrainConfig, model: dict[str, Any], size: str) -> Traced:

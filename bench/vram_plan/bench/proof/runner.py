@@ -19,7 +19,7 @@ from pathlib import Path
 from vram_plan.bench.proof.case import Result
 from vram_plan.bench.proof.sample import Slot
 
-__all__ = ["read_results", "sweep"]
+__all__ = ["read_results", "sweep", "write_results"]
 
 TIMEOUT_SECONDS = 600.0
 """For one place, all its draws included."""
@@ -90,6 +90,14 @@ def read_results(path: Path, slots: Iterable[Slot]) -> list[Result]:
             raise ValueError(f"{path}: holds another sample; give another --output or --seed")
         found.append(result)
     return found
+
+
+def write_results(path: Path, results: Iterable[Result]) -> None:
+    """Replace a file of results, all at once."""
+    fresh = path.with_suffix(path.suffix + ".new")
+    lines = [json.dumps(result.as_row()) + "\n" for result in results]
+    fresh.write_text("".join(lines), encoding="utf-8")
+    fresh.replace(path)
 
 
 class _Worker:

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vram_plan.bench.proof.case import Result, configured, paired, result
+from vram_plan.bench.proof.case import (
+    Result,
+    configured,
+    paired,
+    result,
+    traced_as,
+    traced_parts,
+)
 from vram_plan.bench.proof.sample import ATTEMPTS, Candidate, Slot, draw
 from vram_plan.bench.virtual import ZeroTrace, trace_zeros
 from vram_plan.bench.virtual.case import zero_case
@@ -63,8 +70,10 @@ def _traced(
         if isinstance(trace, ValueError):
             refusals[slot].append(f"{candidate.model['model_type']}: {trace}")
         elif isinstance(trace, ZeroTrace):
-            found = paired(config, trace) | {"seconds": trace.seconds["trace"]}
+            found = paired(config, trace) | traced_parts(trace)
             found |= {"model": candidate.model, "options": candidate.options}
+            found |= {"seconds": trace.seconds["trace"]}
+            found |= {"traced_as": traced_as(config, candidate.model)}
             done[slot] = result(slot, "ok", refusals=refusals[slot], **found)
         else:
             done[slot] = result(slot, "error", message=f"{type(trace).__name__}: {trace}")
