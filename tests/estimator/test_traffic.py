@@ -105,10 +105,11 @@ def test_only_stage_2_and_3_reduce_after_every_micro_batch() -> None:
 
 
 def test_ddp_hides_all_but_its_last_bucket_behind_the_last_backward_pass() -> None:
-    hidden, last = transfers(config(grad_accum=4))
+    hidden, last, copies = transfers(config(grad_accum=4))
     assert (hidden.overlaps, hidden.window) == ("backward", 0.25)
     assert last.overlaps is None
     assert last.count == 1
+    assert (copies.overlaps, copies.bytes) == (None, 0)
 
 
 @given(st.lists(st.integers(1, 200 * 2**20), min_size=1, max_size=60))

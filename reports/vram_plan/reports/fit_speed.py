@@ -67,7 +67,7 @@ def write(curves: Mapping[str, Curves], path: Path) -> None:
     lines = [_HEAD + f'date = "{date.today().isoformat()}"']
     for name, each in curves.items():
         lines.append(f"\n[family.{name}]")
-        for key in (*PRIORS, "matmul_narrow"):
+        for key in PRIORS:
             lines.append(f"{key} = {getattr(each, key):.4g}")
         for key in _FIXED:
             value = getattr(each, key)

@@ -20,7 +20,7 @@ from vram_plan.bench.runs.group import environment_of
 from vram_plan.estimator.speed.collectives import sent_bytes
 from vram_plan.profiles.collective_rates import CollectiveRate, MeasuredLinks
 
-__all__ = ["fit_links", "measure_links", "timings"]
+__all__ = ["fit_links", "measure_links", "run_ranks", "timings"]
 
 _RANK = "vram_plan.bench.calibrate.collective_rank"
 _LIMIT_SECONDS = 120.0
@@ -43,13 +43,26 @@ def timings(device: str, ranks: int, limit: float = _LIMIT_SECONDS) -> list[dict
     Raises:
         ValueError: when a rank fails, or they do not finish.
     """
+    return run_ranks(_RANK, device, ranks, limit, {})
+
+
+def run_ranks(
+    module: str, device: str, ranks: int, limit: float, told: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """What rank 0 of several processes of a module wrote; ``told`` is in their environment.
+
+    Raises:
+        ValueError: when a rank fails, or they do not finish.
+    """
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vram-plan-links-")))
         started: list[subprocess.Popen[bytes]] = []
         stack.callback(_end, started)
         log = stack.enter_context((folder / "log").open("wb"))
         for rank in range(ranks):
-            started.append(_start(folder, device, rank, ranks, log))
+            own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
+            environment = environment_of(device, {**told, **own, "VRAM_PLAN_DEVICE": device})
+            started.append(_start(module, folder, environment, log))
         failed = _wait(started, limit)
         path = folder / RESULT
         if failed or not path.exists():
@@ -60,14 +73,15 @@ def timings(device: str, ranks: int, limit: float = _LIMIT_SECONDS) -> list[dict
         return found
 
 
-def _start(folder: Path, device: str, rank: int, ranks: int, log: Any) -> subprocess.Popen[bytes]:
-    told = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
+def _start(
+    module: str, folder: Path, environment: dict[str, str], log: Any
+) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-m", _RANK, str(folder)],
+        [sys.executable, "-m", module, str(folder)],
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=subprocess.STDOUT,
-        env=environment_of(device, told | {"VRAM_PLAN_DEVICE": device}),
+        env=environment,
     )
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -25,7 +26,7 @@ from vram_plan.profiles.efficiency import Curves
 from vram_plan.profiles.gpus import GpuSpec, find_gpu
 from vram_plan.profiles.machine import THIS, Machine
 
-__all__ = ["calibrate"]
+__all__ = ["calibrate", "cores_of_a_rank"]
 
 _UNKNOWN_LINK = "pcie4-x16"
 Say = Callable[[str], None]
@@ -42,6 +43,30 @@ def calibrate(device: str, say: Say, ranks: int | None = None) -> Machine:
     Raises:
         ValueError: when the card is not in the catalogue.
     """
+    with cores_of_a_rank(device, ranks or 1):
+        return _measure(device, say, ranks)
+
+
+@contextmanager
+def cores_of_a_rank(device: str, ranks: int) -> Iterator[None]:
+    """As many threads as one of several ranks on a CPU has: all of them share its cores.
+
+    torchrun gives every rank one thread unless ``OMP_NUM_THREADS`` says otherwise (torch 2.13.0
+    ``torch/distributed/run.py`` ``config_from_args``). A process alone takes all cores, and
+    measured so each of two ranks on two cores would be planned twice too fast.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    if device == "cpu" and ranks > 1:
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _measure(device: str, say: Say, ranks: int | None) -> Machine:
     clock = Clock(device)
     dtypes = ("fp32", "bf16") if device == "cuda" else ("fp32",)
     say("matrix products")
@@ -103,6 +128,7 @@ def _single_kernels(found: list[Product], clock: Clock, gpu: GpuSpec, bandwidth:
         optimizer=_optimizer_share(clock, gpu),
         kernel_seconds=5e-6 if on_cpu else 3e-6,
         launch_seconds=0.0 if on_cpu else 15e-6,
+        contention=1.0 if on_cpu else 0.2,  # gloo adds up on the cores that compute
         source=f"measured on {platform.machine()} with {os.cpu_count()} logical processors",
     )
 

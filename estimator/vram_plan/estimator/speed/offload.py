@@ -14,10 +14,20 @@ How fast the update is depends on the processor's memory and threads. Measured p
   model on a machine of 2021 took 8.2 s (pull request 735), 1.4·10⁹ a second.
 * A desktop: ViT-giant (1.1365·10⁹ parameters) takes 3.13 s instead of 1.27 s a step (pytorch/ao @
   36027d82 ``torchao/optim/README.md``), 0.6·10⁹ a second with all its copies.
-* PyTorch's AdamW takes 5 to 7 times as long (deepspeed.ai/tutorials/zero-offload).
+* PyTorch's AdamW takes 5 to 7 times as long (deepspeed.ai/tutorials/zero-offload) on fp32 tensors;
+  it goes over whole tensors once an operator, so 16-bit ones take half of that.
 
 Threads that are not bound to the ranks' cores are slower by 1.3 (DeepSpeed pull request 7474) and
 more.
+
+Saved tensors go by ``torch.autograd.graph.save_on_cpu(pin_memory=True)``: so transformers calls it
+for checkpoints (5.23.0 ``modeling_utils.py``), FSDP's ``offload_wrapper``, and the script that
+``--export`` writes. torch 2.13.0 ``torch/autograd/graph.py``: both copies are ``non_blocking`` and
+on the current stream, so the host runs ahead, but the kernels behind a copy wait for it: nothing is
+hidden, every byte travels twice, and a weight that an operator saves is a tensor like any other.
+Without ``pin_memory`` both copies block and pass through pageable memory, where an A100 writes 1.4
+GB/s instead of 12.6 (pytorch/pytorch pull request 138018): not planned. Left out: the copy on the
+device that a transposed weight takes on its way.
 """
 
 from __future__ import annotations
@@ -27,6 +37,7 @@ from vram_plan.estimator.rank import run_passes
 from vram_plan.estimator.sharding.fsdp_states import shard_ranks
 from vram_plan.estimator.sharding.zero_parts import FP32, Shares
 from vram_plan.estimator.speed.links import host_rate
+from vram_plan.estimator.speed.optimizer_step import updated_itemsize
 from vram_plan.estimator.speed.payload import fullest_rank
 from vram_plan.estimator.speed.techniques import fsdp, zero3
 from vram_plan.estimator.speed.transfer import (
@@ -76,7 +87,9 @@ def cpu_update_seconds(config: TrainConfig, parameters: float) -> float:
     desktop = config.gpu is not None and config.gpu.kind != "datacentre"
     rate = DESKTOP_PARAMETERS_PER_S if desktop else SERVER_PARAMETERS_PER_S
     seconds = parameters * config.gpus_per_node / rate
-    return seconds * (TORCH_SLOWDOWN if config.engine in {"fsdp1", "fsdp2"} else 1.0)
+    if config.engine in {"fsdp1", "fsdp2"}:
+        seconds *= TORCH_SLOWDOWN * updated_itemsize(config) / FP32
+    return seconds
 
 
 def _copy(
@@ -175,6 +188,6 @@ def _activations(config: TrainConfig) -> tuple[Transfer, ...]:
 
 
 def of_activations(config: TrainConfig, nbytes: float) -> tuple[Transfer, ...]:
-    """Saved tensors: torch's ``save_on_cpu`` copies on the stream that computes, and waits."""
+    """Saved tensors, there and back on the stream that computes: nothing runs beside a copy."""
     names = ("activations to the host", "activations from the host")
     return tuple(_copy(config, name, nbytes, config.grad_accum, None) for name in names)

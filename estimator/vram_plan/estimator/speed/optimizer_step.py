@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from vram_plan.profiles.efficiency import Curves
     from vram_plan.profiles.gpus import GpuSpec
 
-__all__ = ["moved_bytes", "optimizer_seconds"]
+__all__ = ["moved_bytes", "optimizer_seconds", "updated_itemsize"]
 
 _FP32 = 4
 _MASTER_ENGINES = frozenset(
@@ -66,13 +66,17 @@ DeepSpeed 0.19.8 runtime/zero/stage_1_and_2.py step; Megatron-LM core/optimizer/
 def moved_bytes(config: TrainConfig) -> float:
     """Bytes that the optimizer step moves for each trainable parameter of this rank."""
     passes = _PASSES.get(config.optimizer, _PASSES["adamw"])
-    itemsize = config.weights_bytes
     if config.engine in _MASTER_ENGINES:
         fused = _PASSES["adamw-fused"] if config.optimizer == "adamw" else passes
         return fused.elements * _FP32 + fused.nbytes + _MIXED
+    return (passes.elements + _CLIPPING) * updated_itemsize(config) + passes.nbytes
+
+
+def updated_itemsize(config: TrainConfig) -> int:
+    """Bytes of an element that the optimizer updates where it holds no fp32 masters."""
     if config.method != "full" and config.is_lora:
-        itemsize = {"fp32": 4}.get(config.adapter_dtype, 2)
-    return (passes.elements + _CLIPPING) * itemsize + passes.nbytes
+        return {"fp32": _FP32}.get(config.adapter_dtype, 2)
+    return config.weights_bytes
 
 
 def optimizer_seconds(

@@ -41,8 +41,10 @@ _DATA: dict[str, Any] = {
     "source_len": 1,
     "cp": 1,
     "grad_accum": 1,
+    "checkpointing": "none",
+    "offload": "none",
 }
-"""What only tokens depend on, as small as can be."""
+"""What only activations depend on, as small as can be."""
 _NAMES = tuple(
     one.name
     for one in fields(TrainConfig)

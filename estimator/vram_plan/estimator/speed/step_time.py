@@ -14,7 +14,9 @@ from vram_plan.estimator.rank import run_passes
 from vram_plan.estimator.sharding.megatron import dividing_ranks
 from vram_plan.estimator.sharding.pipeline import stages
 from vram_plan.estimator.speed.bubble import ratio
+from vram_plan.estimator.speed.cores import of_a_rank
 from vram_plan.estimator.speed.exposure import exposed
+from vram_plan.estimator.speed.flash import for_kernels
 from vram_plan.estimator.speed.optimizer_step import optimizer_seconds
 from vram_plan.estimator.speed.phases import Passing, chain_work, passing
 from vram_plan.estimator.speed.roofline import peak_flops
@@ -146,6 +148,8 @@ def step_work(config: TrainConfig) -> StepWork:
 def time_of(work: StepWork, gpu: GpuSpec, curves: Curves) -> StepTime:
     """Seconds of a step's work on a GPU."""
     config, waves = work.config, work.config.grad_accum
+    curves = for_kernels(curves, config, gpu)
+    gpu = of_a_rank(gpu, config.gpus_per_node)
     found = [_passing(work, stage, gpu, curves) for stage in work.stages]
     one = max(found, key=lambda stage: stage.seconds)
     whole = one if config.pp == 1 else _passing(work, work.whole, gpu, curves)

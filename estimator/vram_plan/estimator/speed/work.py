@@ -96,7 +96,8 @@ class WorkLog:
         """What the tape is doing."""
         if self.override:
             return self.override
-        if self.tape is not None and self.tape.passing is not None:
+        contexts = self.tape.contexts if self.tape is not None else None
+        if self.tape is not None and contexts is not None and contexts is not self.tape.attached:
             return "recompute"
         return "backward" if self._returning else "forward"
 

@@ -8,6 +8,9 @@ costs as much as five rows' hundredth of error. They are measurements of single 
   of training are less well shaped;
 * fused attention: 0.50 to 0.73 of an A100's peak (FlashAttention-2, arXiv:2307.08691 abstract), the
   same kernels 0.35 of an H100's (arXiv:2407.08608 abstract);
+* the same kernels on an RTX 4090, causal at a head of 128: 0.91 forward, 0.60 back (apache/tvm
+  ``tl_doc/flash_perf.md``), and products 0.96 (mli/transformers-benchmarks issue 4); those of
+  training again a seventh below;
 * memory-bound kernels come near the bandwidth, as copies do;
 * a kernel that Python launches takes the host about 20 microseconds: short sequences in the rows of
   QwenLM and Hugging Face say so for themselves.
@@ -43,10 +46,11 @@ PRIORS = {
     "kernel_seconds": Prior(4e-6, 0.4),
     "launch_seconds": Prior(18e-6, 0.3),
     "contention": Prior(0.3, 0.5),
+    "matmul_narrow": Prior(0.6, 0.15),
 }
 """Parameter of ``Curves`` → what is believed of it."""
-FIXED = {"matmul_narrow": 0.6}
-"""Parameters that no row says anything of."""
+_OF_16_BITS = tuple(name for name in PRIORS if name != "matmul_narrow")
+"""Cards without products of 8 bits, or without rows that have them, say nothing of those."""
 _FEW = ("matmul", "matmul_wide", "attention_forward", "attention_backward", "launch_seconds")
 
 
@@ -67,7 +71,7 @@ class Family:
     architecture: str = ""
     kind: str = ""
     gpus: tuple[str, ...] = ()
-    fitted: tuple[str, ...] = tuple(PRIORS)
+    fitted: tuple[str, ...] = _OF_16_BITS
     like: str = ""
     priors: dict[str, Prior] = field(default_factory=dict)
 
@@ -81,12 +85,17 @@ _HOPPER = {
     "attention_forward": Prior(0.38, 0.2),
     "attention_backward": Prior(0.32, 0.2),
 }
+_ADA = {
+    "matmul": Prior(0.83, 0.15),
+    "attention_forward": Prior(0.91, 0.1),
+    "attention_backward": Prior(0.6, 0.1),
+}
 FAMILIES = (
     Family(name="ampere-datacentre", architecture="Ampere", kind="datacentre"),
     Family(
         name="hopper-500w",
         gpus=("h100-96gb-sxm",),
-        fitted=_FEW,
+        fitted=(*_FEW, "matmul_narrow"),
         like="ampere-datacentre",
         priors=_HOPPER,
     ),
@@ -94,7 +103,7 @@ FAMILIES = (
         name="hopper",
         architecture="Hopper",
         kind="datacentre",
-        fitted=(*_FEW, "memory", "contention"),
+        fitted=(*_FEW, "memory", "contention", "matmul_narrow"),
         like="ampere-datacentre",
         priors=_HOPPER,
     ),
@@ -118,6 +127,7 @@ FAMILIES = (
         kind="consumer",
         fitted=_FEW,
         like="ampere-datacentre",
+        priors=_ADA,
     ),
 )
 """Those with rows, named GPUs before their architecture."""

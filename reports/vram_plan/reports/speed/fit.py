@@ -11,7 +11,7 @@ from typing import Any
 from vram_plan.bench.calibrate.minimize import nelder_mead
 from vram_plan.estimator.speed.step_time import time_of
 from vram_plan.profiles.efficiency import SHARES, Curves
-from vram_plan.reports.speed.families import FIXED, PRIORS, Family
+from vram_plan.reports.speed.families import PRIORS, Family
 from vram_plan.reports.speed.rows import Timed
 
 __all__ = ["error", "fit_family", "held_out", "start_of"]
@@ -40,7 +40,7 @@ def start_of(family: Family, known: Mapping[str, Curves]) -> Curves:
         architecture=family.architecture,
         kind=family.kind,
         gpus=family.gpus,
-        **(FIXED | values),
+        **values,
     )
 
 

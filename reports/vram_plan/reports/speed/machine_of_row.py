@@ -2,7 +2,7 @@
 
 A card whose form factor is not stated is the SXM module where eight of them are in one machine:
 that is a board with NVLink switches, and its links decide how fast collectives are. The network is
-the one that the notes state.
+the one that the notes state, or that of a machine which a source's cards stand in.
 """
 
 from __future__ import annotations
@@ -11,21 +11,30 @@ import re
 from dataclasses import replace
 from typing import Any
 
-from vram_plan.profiles.gpus import GpuSpec, load_gpus
+from vram_plan.profiles.gpus import GpuSpec, find_gpu, load_gpus
 from vram_plan.profiles.measured import Row
-from vram_plan.profiles.nodes import default_node
+from vram_plan.profiles.nodes import default_node, find_node
 
 __all__ = ["machine_of_row"]
 
 _BOARD = 8
 _BITS = 8
 _GIGA = 1e9
+_MACHINES = {
+    ("bigscience", "v100-32gb"): "jean-zay-v100-32gb",
+    ("bigscience", "v100-16gb"): "jean-zay-v100-16gb",
+}
+"""Family of sources and card as stated → the machine: all of BigScience's runs were on Jean Zay."""
 _WHOLE = re.compile(r"([0-9]+) Gbps node-node")
 _PORTS = re.compile(r"([0-9]+) x ([0-9]+) Gb")
 
 
 def machine_of_row(row: Row, gpu: GpuSpec) -> dict[str, Any]:
     """``gpu`` and ``node`` as options, the node only where the notes state its network."""
+    known = _MACHINES.get((row.family, row.gpu or ""))
+    if known is not None:
+        machine = find_node(known)
+        return {"gpu": find_gpu(machine.gpu or ""), "node": machine}
     if (row.gpus_per_node or row.gpus or 1) >= _BOARD:
         gpu = load_gpus().get(f"{gpu.name}-sxm", gpu)
     options: dict[str, Any] = {"gpu": gpu}

@@ -7,19 +7,22 @@ from dataclasses import dataclass, field, replace
 
 from vram_plan.estimator.config import TrainConfig
 from vram_plan.estimator.resolve import resolve
+from vram_plan.estimator.speed.fp8 import in_fp8
 from vram_plan.estimator.speed.step_time import StepWork, step_work
 from vram_plan.profiles.measured import Invalid, Row
 from vram_plan.profiles.model import ModelSpec
+from vram_plan.reports.speed.kernels_of_row import (
+    divides_sequence,
+    recipe_of_row,
+    with_kernels,
+)
 from vram_plan.reports.speed.machine_of_row import machine_of_row
 from vram_plan.reports.validate.model_of_row import model_of_row
 from vram_plan.reports.validate.options_of_row import options_of_row
 
 __all__ = ["Timed", "TimedRows", "read_timed", "seconds_of_row"]
 
-_PRECISIONS = frozenset({"bf16", "fp16", "fp32"})
-_SHORT = 2048
-"""llm-foundry's tables are of June 2023, before FlashAttention-2, which is twice as fast
-(arXiv:2307.08691 abstract): up to this length attention is a twentieth of the step."""
+_PRECISIONS = frozenset({"bf16", "fp16", "fp32", "fp8"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,18 +77,28 @@ def _timed(row: Row) -> Timed:
     _refuse(row)
     model = model_of_row(row)
     if row.trainer == "composer" and model.model_type == "mpt":
-        model, row = _composed(model), replace(row, autocast=None)
-    options = options_of_row(row, model)
+        model, row = _composed(model, row.seq_len or 0), replace(row, autocast=None)
+    options = options_of_row(_in_16_bits(row), model)
     if options.get("gpu") is None:
         raise ValueError(f"GPU {row.gpu or 'not stated'} is not in the catalogue")
     options |= machine_of_row(row, options["gpu"])
+    options["stack"] = with_kernels(row, options["stack"])
+    if divides_sequence(row):
+        options["sequence_parallel"] = True
+    recipe = recipe_of_row(row, options["gpu"])
     config = replace(resolve(model, options), assumptions=())
+    work = step_work(config)
     return Timed(
         row=row,
         config=config,
-        work=step_work(config),
+        work=in_fp8(work, recipe) if recipe else work,
         seconds=seconds_of_row(row, config),
     )
+
+
+def _in_16_bits(row: Row) -> Row:
+    """The same run with the linear layers' products in bf16, as the plan has them."""
+    return replace(row, precision="bf16") if row.precision == "fp8" else row
 
 
 def _refuse(row: Row) -> None:
@@ -100,23 +113,24 @@ def _refuse(row: Row) -> None:
         raise ValueError("packed samples of unknown lengths attend only within themselves")
     if row.precision not in _PRECISIONS:
         raise ValueError(f"products in {row.precision or 'an unknown dtype'} are not timed")
-    if row.trainer == "composer" and (row.seq_len or 0) > _SHORT:
-        raise ValueError("kernels of the first FlashAttention decide at this length: not timed")
     if row.trainer == "torchtune" and row.loss == "chunked":
         raise ValueError("torchtune's chunked loss multiplies in 16 bits, the planned one in 32")
 
 
-def _composed(model: ModelSpec) -> ModelSpec:
+def _composed(model: ModelSpec, length: int) -> ModelSpec:
     """llm-foundry's own MPT, which has flash attention and learned positions, as transformers' OPT.
 
     The same products and norms in the same places; transformers' MPT has neither. Its norms run in
-    16 bits (``norm_type: low_precision_layernorm``), as OPT's do without autocast.
+    16 bits (``norm_type: low_precision_layernorm``), as OPT's do without autocast. Its table of
+    positions is as long as the sequences (``max_seq_len``).
     """
+    positions = max(length, model.max_position_embeddings or 2048)
     return replace(
         model,
         model_type="opt",
         position_embedding_type="learned",
-        position_embedding_rows=model.max_position_embeddings or 2048,
+        position_embedding_rows=positions,
+        max_position_embeddings=positions,
         hidden_act="gelu",
     )
 

@@ -5,6 +5,10 @@ Buckets of 25 MiB fill in the order in which gradients arrive, the first one aft
 ``torch/csrc/distributed/c10d/reducer.cpp`` ``compute_bucket_assignment_by_size``). With
 accumulation only the last micro-batch reduces (``no_sync``, which Accelerate's ``accumulate`` and
 the Trainer use). Nothing is left to hide the last bucket behind.
+
+Every gradient is copied into its bucket and, summed up, out of it again
+(``torch/csrc/distributed/c10d/reducer.cpp`` ``mark_variable_ready_dense``,
+``finalize_bucket_dense``; ``gradient_as_bucket_view`` is off): each copy reads and writes.
 """
 
 from __future__ import annotations
@@ -21,6 +25,9 @@ from vram_plan.estimator.speed.payload import (
 )
 from vram_plan.estimator.speed.transfer import Transfer
 
+COPIED = "communication: copies"
+"""The part of the step in which nothing travels: the card's own bandwidth counts."""
+_COPIES, _READ_AND_WRITTEN = 2, 2
 BUCKET_BYTES = 25 * 2**20
 FIRST_BUCKET_BYTES = 2**20
 
@@ -31,7 +38,15 @@ def transfers(config: TrainConfig) -> tuple[Transfer, ...]:
     if group.ranks == 1:
         return ()
     order = [numel * param.itemsize for param, numel in sizes_in_order(fullest_rank(config))]
-    return hidden_reduction(config, list(buckets(reversed(order))), "all-reduce")
+    reduced = hidden_reduction(config, list(buckets(reversed(order))), "all-reduce")
+    return (*reduced, _copies(config, sum(order)))
+
+
+def _copies(config: TrainConfig, nbytes: float) -> Transfer:
+    """Gradients in and out of the buckets, on the stream that computes."""
+    rate = config.gpu.memory_bandwidth_bytes_per_s if config.gpu else float("inf")
+    seconds = _COPIES * _READ_AND_WRITTEN * nbytes / rate
+    return Transfer(name="copies in and out of buckets", part=COPIED, bytes=0, seconds=seconds)
 
 
 def hidden_reduction(

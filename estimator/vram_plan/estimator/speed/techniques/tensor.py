@@ -7,7 +7,10 @@ section 4.2.2). Megatron-LM runs a column product's collectives beside the produ
 pass (``megatron/core/tensor_parallel/layers.py`` @ d98e8a64
 ``LinearWithGradAccumulationAndAsyncCommunication``); all others are waited for. Embedding and head
 have one each way, the vocabulary-parallel loss three of fp32 scalars a token
-(``tensor_parallel/cross_entropy.py``). Left out: gradients of norms under sequence parallelism.
+(``tensor_parallel/cross_entropy.py``). NeMo's performance recipes set ``tp_comm_overlap`` (NVIDIA/
+NeMo @ 0189a3b3 ``nemo/collections/llm/recipes/llama3_70b.py`` ``pretrain_recipe_performance``):
+under sequence parallelism the collectives of a block then travel in pieces beside its products.
+Left out: gradients of norms under sequence parallelism.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from vram_plan.estimator.speed.payload import (
     hidden_bytes,
     rank_tokens,
 )
+from vram_plan.estimator.speed.techniques.megatron import overlaps
 from vram_plan.estimator.speed.transfer import Transfer
 
 PER_BLOCK = 2
@@ -58,9 +62,11 @@ def _parts(config: TrainConfig, group: Group, counts: tuple[int, int, int]) -> l
     forward, backward, ends = (count * config.grad_accum for count in counts)
     nbytes = float(hidden_bytes(config))
     behind = "backward" if config.engine in _ASYNC else None
+    pieces = config.engine == "megatron" and overlaps(config)
+    ahead, around = ("forward", "backward") if pieces else (None, None)
 
-    def one(name: str, kind: str, count: int, overlaps: str | None = None) -> Transfer:
-        return collective(name, kind, [(nbytes, count)] if count else [], group, overlaps=overlaps)
+    def one(name: str, kind: str, count: int, hides: str | None = None) -> Transfer:
+        return collective(name, kind, [(nbytes, count)] if count else [], group, overlaps=hides)
 
     if not config.sequence_parallel:
         return [
@@ -69,9 +75,9 @@ def _parts(config: TrainConfig, group: Group, counts: tuple[int, int, int]) -> l
             one("gradients of the head's input", "all-reduce", ends // 2),
         ]
     return [
-        one("hidden states", "all-gather", forward),
-        one("hidden states", "reduce-scatter", forward),
-        one("gradients of hidden states", "all-gather", backward + ends),
+        one("hidden states", "all-gather", forward, ahead),
+        one("hidden states", "reduce-scatter", forward, ahead),
+        one("gradients of hidden states", "all-gather", backward + ends, around),
         one("gradients of hidden states", "reduce-scatter", backward, behind),
         one("hidden states for weight gradients", "all-gather", backward, behind),
     ]

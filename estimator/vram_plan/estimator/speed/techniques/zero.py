@@ -23,13 +23,11 @@ from vram_plan.estimator.sharding.zero0 import REDUCED_AT_ONCE
 from vram_plan.estimator.sharding.zero_parts import Shares
 from vram_plan.estimator.speed.payload import collective, data_group, fullest_rank
 from vram_plan.estimator.speed.techniques import onebit, zero3
-from vram_plan.estimator.speed.techniques.ddp import hidden_reduction
+from vram_plan.estimator.speed.techniques.ddp import COPIED, hidden_reduction
 from vram_plan.estimator.speed.transfer import Transfer
 
 COPIES = 2
 """Of every gradient, once it is there and before it is reduced."""
-COPIED = "communication: copies"
-"""The part of the step that they count to: nothing travels, the GPU's own bandwidth counts."""
 
 
 def transfers(config: TrainConfig) -> tuple[Transfer, ...]:

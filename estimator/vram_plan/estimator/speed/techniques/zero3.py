@@ -21,7 +21,7 @@ from functools import lru_cache
 
 from vram_plan.estimator.config import TrainConfig
 from vram_plan.estimator.sharding.zero_bucket import reductions
-from vram_plan.estimator.sharding.zero_calls import module_calls
+from vram_plan.estimator.sharding.zero_calls import Course, module_calls
 from vram_plan.estimator.sharding.zero_gather import Call, Gathering, Limits
 from vram_plan.estimator.sharding.zero_layout import Layout
 from vram_plan.estimator.sharding.zero_parts import Shares
@@ -97,7 +97,9 @@ def _hooks(shares: Shares) -> list[Transfer]:
 def _begun(layout: Layout, *, checkpointed: bool) -> tuple[tuple[str, int], ...]:
     """Modules that begin in each pass; those of recomputation count to the backward pass."""
     calls = Counter(
-        call.where[0] for call in module_calls(layout, checkpointed=checkpointed) if call.opens
+        call.where[0]
+        for call in module_calls(layout, Course(checkpointed=checkpointed))
+        if call.opens
     )
     return tuple((phase, calls[phase]) for phase in ("forward", "backward"))
 
@@ -147,7 +149,7 @@ def _follow(layout: Layout, limits: Limits, resident: int, *, checkpointed: bool
         nbytes=[round(piece.numel * piece.itemsize) for piece in pieces],
         resident=frozenset(n for n, piece in enumerate(pieces) if piece.numel <= resident),
         limits=limits,
-        calls=list(module_calls(layout, checkpointed=checkpointed)),
+        calls=list(module_calls(layout, Course(checkpointed=checkpointed))),
     )
     counted.run()
     log = {
