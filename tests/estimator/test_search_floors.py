@@ -10,15 +10,19 @@ from hypothesis import strategies as st
 from vram_plan.estimator.config import TrainConfig
 from vram_plan.estimator.overhead import overhead_bytes
 from vram_plan.estimator.resolve import resolve
+from vram_plan.estimator.search.alike import passes_of, staying, undivided
 from vram_plan.estimator.search.cells import grows_by_nodes
 from vram_plan.estimator.search.closed_form import read
+from vram_plan.estimator.search.held import Held
 from vram_plan.estimator.search.needs import MARGIN_BYTES, Needs
 from vram_plan.estimator.search.room import memory_needed, need
 from vram_plan.estimator.search.sent import Sent
 from vram_plan.estimator.search.speed import Modelled
+from vram_plan.estimator.search.trial import MOST_SEQUENCES
 from vram_plan.estimator.search.variant import varied
 from vram_plan.estimator.speed.collectives import seconds
 from vram_plan.estimator.speed.links import group_of
+from vram_plan.estimator.speed.phases import chain_work
 from vram_plan.estimator.speed.step_time import step_time, tokens_per_step
 from vram_plan.estimator.speed.traffic import NotModelled, transfers
 from vram_plan.profiles.gpus import find_gpu, load_gpus
@@ -192,3 +196,24 @@ def test_accumulation_never_needs_less(name: str) -> None:
         config = resolve(MODELS[name], recipe | {"gpus": 16, "gpu": gpu, "seq_len": 128})
         once, often = (need(varied(config, grad_accum=n)).required for n in (1, 4))
         assert often >= once, recipe
+
+
+@QUIET
+@given(config=configs())
+def test_what_the_passes_hold_is_no_more_than_the_ledger(config: TrainConfig) -> None:
+    assert config.gpu is not None
+    missing, most = Held().bound(0, config, MOST_SEQUENCES)
+    needed = need(config).required
+    assert needed >= config.gpu.usable_bytes + missing
+    fits = config.gpu.usable_bytes >= needed
+    assert not fits or config.micro_batch <= most
+
+
+@QUIET
+@given(config=configs(), batch=st.sampled_from([1, 2]))
+def test_one_tape_stands_for_all_whose_kernels_are_alike(config: TrainConfig, batch: int) -> None:
+    own, alike = (passes_of(each, batch) for each in (config, staying(config)))
+    assert chain_work(own.links) == chain_work(alike.links)
+    assert own.inventory.numel(trainable=True) == alike.inventory.numel(trainable=True)
+    assert own.inventory.tensors(trainable=True) == alike.inventory.tensors(trainable=True)
+    assert own.host >= passes_of(undivided(config), batch).host

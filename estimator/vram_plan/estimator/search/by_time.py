@@ -21,6 +21,7 @@ from vram_plan.estimator.search.trial import MOST_SEQUENCES, Batch, at_most, bat
 from vram_plan.profiles.gpus import GpuSpec
 
 Floor = Callable[[TrainConfig, GpuSpec, Hashable], float]
+_Spanning = Callable[[Task, Runnable, TrainConfig, TrainConfig], float | Outcome]
 
 
 def by_time(task: Task) -> Settled:
@@ -54,35 +55,51 @@ def _look(task: Task, machine: Machine, rough: _Floors, least: _Floors) -> Settl
     yield tally.Out(tally.BEATEN), left
 
 
+def _as_passes_allow(task: Task, one: Runnable, machine: Machine) -> float | Outcome:
+    """Seconds per token at least with what the passes alone leave room for."""
+    if task.limits_batches:
+        return 0.0
+    if grows_by_nodes(one.example):
+        return _on_any(task, one, machine, _by_passes)
+    config = task.config(one, machine)
+    return _by_passes(task, one, config, config)
+
+
 def _as_on_any(task: Task, one: Runnable, machine: Machine) -> float | Outcome:
-    """Seconds per token at least on whatever number of nodes, worked out once for all of them."""
+    """Seconds per token at least with what the ledger of the most nodes leaves room for."""
     if task.limits_batches or not grows_by_nodes(one.example):
         return 0.0
+    return _on_any(task, one, machine, _by_ledger)
+
+
+def _on_any(task: Task, one: Runnable, machine: Machine, floor: _Spanning) -> float | Outcome:
+    """A floor of whatever number of nodes, worked out once for all of them."""
     assert machine.gpu is not None
-    key = (one.recipe, one.example.engine, machine.gpu.name)
+    key = (floor, one.recipe, one.example.engine, machine.gpu.name)
     if key not in task.on_any:
-        task.on_any[key] = _family(task, one, machine)
+        few, most = task.cells.span(one, machine.gpu)
+        found = floor(task, one, few, most)
+        task.on_any[key] = found * few.gpus if isinstance(found, float) else found
     found = task.on_any[key]
-    if isinstance(found, float):
-        return found / machine.gpus
-    return found
+    return found / machine.gpus if isinstance(found, float) else found
 
 
-def _family(task: Task, one: Runnable, machine: Machine) -> float | tally.Out:
-    """GPU-seconds per token at least, from the fewest nodes to the most."""
-    config = task.config(one, machine)
-    few, most = (
-        ends(config, one.recipe) for ends in (task.cells.on_fewest_nodes, task.cells.on_most)
-    )
+def _by_passes(task: Task, one: Runnable, few: TrainConfig, most: TrainConfig) -> float | Outcome:
+    """From the fewest nodes to the most, whatever the states take."""
+    missing, sequences = task.held.bound(one.recipe, few, MOST_SEQUENCES)
+    if missing > 0:
+        return tally.Out(tally.MISSES, describe(few), missing)
+    return _seconds(task, one, few, (sequences, few.grad_accum), most)
+
+
+def _by_ledger(task: Task, one: Runnable, few: TrainConfig, most: TrainConfig) -> float | Outcome:
+    """From the fewest nodes to the most, with what fits on the most."""
     needs = task.needs.of(one.recipe, few)
     missing = needs.misses(lambda: most, nearest=False)
     if missing > 0:
-        return tally.Out(tally.MISSES, describe(config), missing)
-    batch = (needs.on_more(MOST_SEQUENCES, lambda: most, nearest=False), config.grad_accum)
-    seconds = task.speed.at_least(few, batch, task.work(one), most)
-    if seconds is None:
-        return tally.Out(tally.NO_SPEED, describe(config))
-    return seconds * few.gpus
+        return tally.Out(tally.MISSES, describe(few), missing)
+    batch = (needs.on_more(MOST_SEQUENCES, lambda: most, nearest=False), few.grad_accum)
+    return _seconds(task, one, few, batch, most)
 
 
 def _as_on_more(task: Task, one: Runnable, machine: Machine) -> float | Outcome:
@@ -105,12 +122,15 @@ def _on_lines(task: Task, one: Runnable, machine: Machine) -> float | Outcome:
     return 0.0 if batch is None else _seconds(task, one, config, batch)
 
 
-def _seconds(task: Task, one: Runnable, config: TrainConfig, batch: Batch) -> float | Outcome:
-    seconds = task.speed.at_least(config, batch, task.work(one))
+def _seconds(
+    task: Task, one: Runnable, config: TrainConfig, batch: Batch, most: TrainConfig | None = None
+) -> float | Outcome:
+    seconds = task.speed.at_least(config, batch, task.work(one), most)
     return tally.Out(tally.NO_SPEED, describe(config)) if seconds is None else seconds
 
 
 _NEARER: tuple[Callable[[Task, Runnable, Machine], float | Outcome], ...] = (
+    _as_passes_allow,
     _as_on_any,
     _as_on_more,
     _on_lines,

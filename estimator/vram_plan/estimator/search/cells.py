@@ -12,7 +12,6 @@ from vram_plan.estimator.search.complete import Complete
 from vram_plan.estimator.search.likeness import gpu_traits, gpus_traits, recipe_traits
 from vram_plan.estimator.search.rent import priced_out, usd_per_hour
 from vram_plan.estimator.search.space import Space
-from vram_plan.estimator.search.variant import varied
 from vram_plan.estimator.search.wish import Wish
 from vram_plan.profiles.gpus import GpuSpec
 
@@ -67,7 +66,6 @@ class Cells:
         self._complete = Complete(space)
         self.runnable = {kind: self._resolve(members, counts) for kind, members in alike.items()}
         self._ends = self._outermost(alike)
-        self._known: dict[tuple[int, int], TrainConfig] = {}
 
     def _machines(self, wish: Wish, counts: tally.Tally) -> tuple[Machine, ...]:
         traits, found = gpus_traits(self.space), []
@@ -122,18 +120,16 @@ class Cells:
 
     def on_most(self, config: TrainConfig, recipe: int) -> TrainConfig:
         """A recipe on the most GPUs it runs on with the engine and stages of ``config``."""
-        return self._on(self._ends[recipe, config.engine, config.pp], config)
+        return self._on(self._ends[recipe, config.engine, config.pp], config.gpu)
 
-    def on_fewest_nodes(self, config: TrainConfig, recipe: int) -> TrainConfig:
-        """The same on the fewest GPUs of several nodes."""
-        return self._on(self._ends[recipe, config.engine, config.pp, 0], config)
+    def span(self, one: Runnable, gpu: GpuSpec) -> tuple[TrainConfig, TrainConfig]:
+        """A recipe on the fewest GPUs of several nodes, and on the most of all."""
+        key = (one.recipe, one.example.engine, one.example.pp)
+        return self._on(self._ends[*key, 0], gpu), self._on(self._ends[key], gpu)
 
-    def _on(self, end: tuple[Runnable, Machine], config: TrainConfig) -> TrainConfig:
+    def _on(self, end: tuple[Runnable, Machine], gpu: GpuSpec | None) -> TrainConfig:
         one, machine = end
-        key = (one.recipe, machine.index)
-        if key not in self._known:
-            self._known[key] = self.config(one, machine)
-        return varied(self._known[key], gpu=config.gpu, node=config.node)
+        return self._complete.on(one.example, self.recipes[one.recipe], machine.gpus, gpu)
 
     def order(self, recipe: int, machine: Machine) -> int:
         """The place of a configuration in the space."""

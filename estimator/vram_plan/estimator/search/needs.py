@@ -13,7 +13,7 @@ from vram_plan.estimator.overhead import (
     unlisted_workspaces,
     workspace_bytes,
 )
-from vram_plan.estimator.search.closed_form import Reading, largest_on_lines, read
+from vram_plan.estimator.search.closed_form import Reading, extrapolate, largest_on_lines, read
 from vram_plan.estimator.search.likeness import ledger_traits
 from vram_plan.estimator.search.room import Need, memory_needed
 from vram_plan.estimator.search.variant import varied
@@ -68,11 +68,15 @@ class Needs:
         return found._replace(required=found.required + _workspaces(config))
 
     def likely(self, key: _Key, config: TrainConfig, most: int) -> int:
-        """The largest micro-batch on the lines through one and two sequences."""
+        """The largest micro-batch on the lines through two and three sequences.
+
+        With one, buckets whose bytes do not grow may fill an instant that activations fill later.
+        """
         assert config.gpu is not None
         full = (*key, config.gpus, config.gpu.name)
         if full not in self._lines:
-            one, two = (self.reading(key, config, b, config.grad_accum) for b in (1, 2))
+            two, three = (self.reading(key, config, b, config.grad_accum) for b in (2, 3))
+            one = extrapolate(two, three, 0)
             one = one._replace(overhead=one.overhead + _workspaces(config))
             self._lines[full] = largest_on_lines(config, one, two, most)
         return self._lines[full]

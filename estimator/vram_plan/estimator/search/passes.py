@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from vram_plan.estimator.speed.roofline import reached_flops
 from vram_plan.estimator.speed.work import Kernel, Work
-from vram_plan.profiles.efficiency import curves_of
+from vram_plan.profiles.efficiency import Curves, curves_of
 from vram_plan.profiles.gpus import GpuSpec
 
 _TILE = 32
@@ -79,8 +79,8 @@ def _like(kernel: Kernel) -> Like:
 class Prices:
     """Seconds of passes on one kind of GPU."""
 
-    def __init__(self, gpu: GpuSpec) -> None:
-        self.curves = curves_of(gpu)
+    def __init__(self, gpu: GpuSpec, curves: Curves | None = None) -> None:
+        self.curves = curves or curves_of(gpu)
         self._gpu = gpu
         self._byte = 1 / (gpu.memory_bandwidth_bytes_per_s * self.curves.memory)
         self._unpacked = 1 / (gpu.memory_bandwidth_bytes_per_s * self.curves.dequantization)

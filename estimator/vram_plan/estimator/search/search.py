@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from vram_plan.estimator.search import tally
 from vram_plan.estimator.search.by_memory import by_memory
@@ -23,13 +25,31 @@ def search(
     space: Space, wish: Wish, speed: Speed | None = None, progress: Progress | None = None
 ) -> Found:
     """The best plans, their front, and what was ruled out; what it finds equals `exhaustive`."""
+    with _without_rounds():
+        return _search(space, wish, speed or Modelled(), progress)
+
+
+@contextmanager
+def _without_rounds() -> Iterator[None]:
+    """Python's rounds for reference cycles are put off: a search leaves next to none."""
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def _search(space: Space, wish: Wish, speed: Speed, progress: Progress | None) -> Found:
     counts, standings = tally.Tally(), Standings(wish)
     complete = True
     needs = Needs()
     try:
         cells = Cells(space, wish, counts)
         settle = by_memory if wish.objective == "memory" else by_time
-        task = Task(cells, wish, standings, needs, speed or Modelled())
+        task = Task(cells, wish, standings, needs, speed)
         for found, count in settle(task):
             if isinstance(found, Candidate):
                 standings.add(found)

@@ -3,8 +3,9 @@
 What data-parallel ranks exchange, and what goes to the host for states, does not depend on the
 micro-batch and hardly on how activations are kept, so a few recipes share it on a machine; what
 ranks exchange is the same for all GPUs with the same links, but for the copies inside a GPU, which
-its bandwidth prices anew. What goes to the host of activations is affine in the micro-batch but for
-rounding. Tests hold all of it to the traffic of a plan.
+its bandwidth prices anew. What tensor ranks exchange does not depend on how states are sharded.
+What goes to the host of activations is affine in the micro-batch but for rounding. Tests hold all
+of it to the traffic of a plan.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from dataclasses import fields, replace
 from operator import attrgetter
 
 from vram_plan.estimator.config import TrainConfig
-from vram_plan.estimator.speed.links import wires
+from vram_plan.estimator.speed.links import group_of, wires
 from vram_plan.estimator.speed.offload import of_activations, of_states, sends_activations
-from vram_plan.estimator.speed.techniques.zero import COPIED
+from vram_plan.estimator.speed.techniques.ddp import COPIED
 from vram_plan.estimator.speed.traffic import NotModelled, Transfer, of_data, of_splits
 
 _IDLE = frozenset(
@@ -35,6 +36,22 @@ _IDLE = frozenset(
 )
 """Fields that what is told again does not depend on, or in the one way that its key says."""
 _OTHERS = attrgetter(*(one.name for one in fields(TrainConfig) if one.name not in _IDLE))
+_OF_STATES = frozenset(
+    {
+        "gpus",
+        "gpus_per_node",
+        "zero",
+        "zero_sizes",
+        "offload",
+        "offload_device",
+        "optimizer",
+        "assumptions",
+        "gpu",
+        "node",
+    }
+)
+"""Fields that tensor ranks do not depend on, or through their group alone."""
+_OF_TENSORS = attrgetter(*(one.name for one in fields(TrainConfig) if one.name not in _OF_STATES))
 _ROUNDING = 0.99
 """Share of activations' bytes on that line that is certain: tensors are rounded up, two perhaps and
 many not."""
@@ -47,6 +64,7 @@ class Sent:
     def __init__(self) -> None:
         self._data: dict[Hashable, tuple[float, _Sent] | None] = {}
         self._states: dict[Hashable, _Sent | None] = {}
+        self._tensors: dict[Hashable, _Sent] = {}
 
     def at_least(
         self, config: TrainConfig, host_bytes: float, most: TrainConfig
@@ -63,7 +81,7 @@ class Sent:
             NotModelled: the catalogue lacks a rate that is needed.
         """
         data, states = self._exchanged(config), self._moved(config, most)
-        splits = of_splits(config) if config.tp * config.pp * config.cp * config.ep > 1 else ()
+        splits = self._split(config)
         if not sends_activations(config):
             return (*data, *splits, *states)
         return (*data, *splits, *states, *of_activations(config, _ROUNDING * host_bytes))
@@ -82,6 +100,17 @@ class Sent:
             raise NotModelled("a rate is missing")
         first, sent = known
         return sent if first == bandwidth else _copied_at(first / bandwidth, sent)
+
+    def _split(self, config: TrainConfig) -> _Sent:
+        """Between the ranks that a layer or a sequence is split over."""
+        if config.pp * config.cp * config.ep > 1:
+            return of_splits(config)
+        if config.tp == 1:
+            return ()
+        key = (_OF_TENSORS(config), group_of(config, config.tp))
+        if key not in self._tensors:
+            self._tensors[key] = of_splits(config)
+        return self._tensors[key]
 
     def _moved(self, config: TrainConfig, most: TrainConfig) -> _Sent:
         """States to the host and back."""

@@ -13,12 +13,15 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from vram_plan.estimator.config import TrainConfig
-from vram_plan.estimator.rank import Passes, run_passes
+from vram_plan.estimator.rank import Passes
+from vram_plan.estimator.search.alike import passes_of, staying, undivided
 from vram_plan.estimator.search.passes import Added, Prices, added_up
 from vram_plan.estimator.search.sent import Sent
 from vram_plan.estimator.search.variant import varied
 from vram_plan.estimator.speed.bubble import ratio
 from vram_plan.estimator.speed.exposure import exposed
+from vram_plan.estimator.speed.flash import for_kernels
+from vram_plan.estimator.speed.offload import sends_activations
 from vram_plan.estimator.speed.optimizer_step import optimizer_seconds
 from vram_plan.estimator.speed.phases import chain_work
 from vram_plan.estimator.speed.roofline import peak_flops
@@ -94,8 +97,9 @@ class Modelled:
     def __init__(self) -> None:
         self._kinds: dict[Hashable, tuple[int, Passes]] = {}
         self._works: dict[tuple[Hashable, int], _Tape] = {}
-        self._known: dict[tuple[Hashable, str], tuple[_Line, _Line]] = {}
-        self._prices: dict[str, Prices] = {}
+        self._waiting: dict[Hashable, tuple[int, int]] = {}
+        self._known: dict[tuple[Hashable, str, bool], tuple[_Line, _Line]] = {}
+        self._prices: dict[tuple[str, float], Prices] = {}
         self._sent = Sent()
 
     def seconds_per_token(self, config: TrainConfig) -> float | None:
@@ -105,7 +109,7 @@ class Modelled:
 
     def work(self, config: TrainConfig) -> Hashable:
         """A number for each different pass of one sequence, however states are sharded."""
-        passes = _passes(config, 1)
+        passes = passes_of(staying(config), 1)
         key = (id(passes), config.cp, config.seq_len, config.source_len)
         number, _ = self._kinds.setdefault(key, (len(self._kinds), passes))
         return number
@@ -135,14 +139,12 @@ class Modelled:
         assert gpu is not None
         lines = self._lines(config, gpu, work)
         forward, backward = (line.at(config.micro_batch) / config.pp * waves for line in lines)
-        tape, two = (self._tape(config, work, b) for b in (1, 2))
-        curves = curves_of(gpu)
+        tape, curves = self._tape(config, work, 1), curves_of(gpu)
         learning, tensors = tape.learning / config.pp / sharing(most), tape.tensors / config.pp
         step = optimizer_seconds(config, learning, gpu, curves, tensors=tensors)
         phases = {"forward": forward, "backward": backward, "step": step}
         try:
-            host = tape.host + (batch[0] - 1) * (two.host - tape.host)
-            sent = self._sent.at_least(config, host, most)
+            sent = self._sent.at_least(config, self._host_bytes(config, work), most)
             waited = exposed(sent, phases, curves.contention)
         except NotModelled:
             return None
@@ -150,18 +152,32 @@ class Modelled:
         seconds = forward + backward + step + sum(waited.values()) + idle
         return seconds / tokens_per_step(config)
 
+    def _host_bytes(self, config: TrainConfig, work: Hashable) -> float:
+        """Of activations that wait in host memory, on the line through one sequence and two."""
+        if not sends_activations(config):
+            return 0.0
+        key = (work, config.checkpointing)
+        if key not in self._waiting:
+            one, two = (passes_of(undivided(config), b).host for b in (1, 2))
+            self._waiting[key] = (one, two - one)
+        one, more = self._waiting[key]
+        return one + (config.micro_batch - 1) * more
+
     def _tape(self, config: TrainConfig, work: Hashable, micro_batch: int) -> _Tape:
         key = (work, micro_batch)
         if key not in self._works:
-            self._works[key] = _tape(config, micro_batch)
+            self._works[key] = _tape(passes_of(staying(config), micro_batch), config.cp)
         return self._works[key]
 
+    def _priced(self, config: TrainConfig, gpu: GpuSpec) -> Prices:
+        curves = for_kernels(curves_of(gpu), config, gpu)
+        key = (gpu.name, curves.attention_forward)
+        return self._prices.setdefault(key, Prices(gpu, curves))
+
     def _lines(self, config: TrainConfig, gpu: GpuSpec, work: Hashable) -> tuple[_Line, _Line]:
-        key = (work, gpu.name)
+        key = (work, gpu.name, config.engine == "megatron")  # whose kernels may be others
         if key not in self._known:
-            if gpu.name not in self._prices:
-                self._prices[gpu.name] = Prices(gpu)
-            prices = self._prices[gpu.name]
+            prices = self._priced(config, gpu)
             one, two = (self._tape(config, work, b) for b in (1, 2))
             forward, backward = (
                 _line(
@@ -191,30 +207,22 @@ class _Tape:
         flops: operations by bytes per element of their factors.
         learning: parameters that learn.
         tensors: that they are spread over.
-        host: bytes of activations that wait in host memory.
     """
 
     added: tuple[Added, Added]
     flops: tuple[tuple[int, float], ...]
     learning: int
     tensors: int
-    host: int
 
 
-def _passes(config: TrainConfig, micro_batch: int) -> Passes:
-    one = varied(config, micro_batch=micro_batch)
-    return run_passes(one, keeps_gradients=config.grad_accum == 1)
-
-
-def _tape(config: TrainConfig, micro_batch: int) -> _Tape:
-    passes = _passes(config, micro_batch)
+def _tape(passes: Passes, key_ranks: int) -> _Tape:
     inventory, kernels = passes.inventory, chain_work(passes.links)
     flops: dict[int, float] = {}
     for kernel, count in kernels:
-        times = count * inventory.scale * (config.cp if kernel.kind == "attention" else 1)
+        times = count * inventory.scale * (key_ranks if kernel.kind == "attention" else 1)
         flops[kernel.itemsize] = flops.get(kernel.itemsize, 0.0) + kernel.flops * times
     forward, backward = (
-        added_up(kernels, key_ranks=config.cp, scale=inventory.scale, backward=going_back)
+        added_up(kernels, key_ranks=key_ranks, scale=inventory.scale, backward=going_back)
         for going_back in (False, True)
     )
     return _Tape(
@@ -222,7 +230,6 @@ def _tape(config: TrainConfig, micro_batch: int) -> _Tape:
         flops=tuple((itemsize, each) for itemsize, each in flops.items() if each),
         learning=inventory.numel(trainable=True),
         tensors=inventory.tensors(trainable=True),
-        host=passes.host,
     )
 
 

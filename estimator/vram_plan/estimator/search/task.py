@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from vram_plan.estimator.config import TrainConfig
 from vram_plan.estimator.search import tally
 from vram_plan.estimator.search.cells import Cells, Machine, Runnable
+from vram_plan.estimator.search.held import Held
 from vram_plan.estimator.search.needs import Needs
 from vram_plan.estimator.search.speed import Speed
 from vram_plan.estimator.search.standings import Standings
@@ -29,8 +30,9 @@ class Task:
     needs: Needs
     speed: Speed
 
+    held: Held = field(default_factory=Held)
     works: dict[int, Hashable] = field(default_factory=dict)
-    on_any: dict[Hashable, float | tally.Out] = field(default_factory=dict)
+    on_any: dict[Hashable, float | Outcome] = field(default_factory=dict)
     by_kind: dict[Hashable, dict[Hashable, Runnable]] = field(default_factory=dict)
     configs: dict[tuple[int, int], TrainConfig] = field(default_factory=dict)
 
