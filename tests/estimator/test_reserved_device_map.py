@@ -6,6 +6,7 @@ from typing import Any
 
 from vram_plan.estimator import plan
 from vram_plan.estimator.allocator import replay
+from vram_plan.estimator.overhead import rank_groups
 from vram_plan.estimator.reserved import run_timeline
 
 OPTIONS: dict[str, Any] = {"engine": "device-map", "gpus": 2, "method": "lora", "seq_len": 1024}
@@ -32,3 +33,9 @@ def test_lengths_that_differ_leave_more_in_the_cache() -> None:
     assert varied.reserved_bytes is not None
     assert varied.reserved_bytes > fixed.reserved_bytes
     assert varied.allocated_bytes == fixed.allocated_bytes
+
+
+def test_one_process_has_no_communicator_for_its_gpus() -> None:
+    assert rank_groups(plan("tinyllama-1.1b", **OPTIONS).config) == []
+    copies = plan("tinyllama-1.1b", **OPTIONS | {"gpus": 4, "pp": 2}).config
+    assert rank_groups(copies) == [2], "two processes, each with two GPUs"

@@ -94,6 +94,8 @@ def test_the_reference_changes_nothing() -> None:
 def test_switches_by_version() -> None:
     old = parse_stack("transformers=4.45.2,peft=0.11.1,bitsandbytes=0.41.1,accelerate=1.13")
     assert switches.reentrant_checkpoints(old)
+    assert switches.reentrant_checkpoints(parse_stack("transformers=4.38,loop=ms-swift"))
+    assert not switches.reentrant_checkpoints(parse_stack("transformers=4.36,loop=ms-swift"))
     assert switches.repeats_heads(old, "mistral", "flash")
     assert not switches.repeats_heads(old, "llama", "flash")
     assert switches.repeats_heads(old, "llama", "sdpa")

@@ -63,8 +63,13 @@ def overhead_bytes(config: TrainConfig) -> int:
 
 
 def rank_groups(config: TrainConfig) -> list[int]:
-    """Sizes of the groups of ranks that a rank talks in, each through a communicator."""
-    axes = (config.data_parallel, config.tp, config.pp, config.cp, config.ep)
+    """Sizes of the groups of ranks that a rank talks in, each through a communicator.
+
+    A device map's GPUs are one process's, which copies from one to the next (accelerate 1.15.0
+    ``hooks.py`` ``AlignDevicesHook``).
+    """
+    stages = 1 if config.engine == "device-map" else config.pp
+    axes = (config.data_parallel, config.tp, stages, config.cp, config.ep)
     return [ranks for ranks in axes if ranks > 1]
 
 

@@ -225,7 +225,8 @@ class _Run:
         """Clip, step, and drop the gradients."""
         timeline = self.timeline
         timeline.scratch([NORM_BYTES] * len(self.trainable))
-        states = [self._states(weight) for weight in self.trainable]
+        alike = {weight: self._states(weight) for weight in set(self.trainable)}
+        states = [alike[weight] for weight in self.trainable]
         if first:
             for nbytes, _, pieces in states:
                 for _ in range(pieces):
@@ -265,9 +266,9 @@ def _in_order(links: Iterable[Link]) -> Iterator[Weight]:
     """The weights as the model lists them, tied ones once."""
     seen: set[str] = set()
     for link in links:
-        weights = take_inventory((link,)).weights
+        weights = [replace(weight, count=1) for weight in take_inventory((link,)).weights]
         for _ in range(link.count):
             for weight in weights:
                 if weight.layered or weight.name not in seen:
                     seen.add(weight.name)
-                    yield replace(weight, count=1)
+                    yield weight

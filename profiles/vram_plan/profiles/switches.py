@@ -145,9 +145,13 @@ def reentrant_checkpoints(stack: Stack) -> bool:
 
     transformers ``modeling_utils.py`` ``gradient_checkpointing_enable``: ``use_reentrant`` was True
     by default until 4.57 and is False since 5.0. The other loops use PyTorch's wrapper, which is
-    not reentrant.
+    not reentrant. Before 4.38 (pull request 28538) nothing was passed on, so that ms-swift's own
+    default held: False (modelscope/ms-swift @ 97e4d198b ``swift/llm/utils/model.py``
+    ``fix_gradient_checkpointing_warning``).
     """
     if stack.loop not in {"transformers", "fms-acceleration"}:
+        return False
+    if ("loop", "ms-swift") in stack.given and not stack.since("transformers", "4.38"):
         return False
     return not stack.since("transformers", "5.0")
 

@@ -87,12 +87,11 @@ class Block:
 class Pool:
     """Free blocks, for each stream by size and then by address (``BlockComparatorSize``)."""
 
-    __slots__ = ("blocks", "is_small", "keys", "searches", "unmapped", "unmapped_blocks")
+    __slots__ = ("free", "is_small", "searches", "unmapped", "unmapped_blocks")
 
     def __init__(self, *, is_small: bool) -> None:
         self.is_small = is_small
-        self.keys: dict[int, list[tuple[int, int]]] = {}
-        self.blocks: dict[int, Block] = {}
+        self.free: dict[int, list[tuple[int, int, Block]]] = {}
         self.unmapped: dict[int, list[int]] = {}
         self.unmapped_blocks: dict[int, Block] = {}
         self.searches = 0
@@ -100,18 +99,16 @@ class Pool:
     def insert(self, block: Block) -> None:
         """Take up a free block."""
         block.born = self.searches
-        address = block.address
+        place = (block.size, block.address, block)
         try:
-            insort(self.keys[block.stream], (block.size, address))
+            insort(self.free[block.stream], place)
         except KeyError:
-            self.keys[block.stream] = [(block.size, address)]
-        self.blocks[address] = block
+            self.free[block.stream] = [place]
 
     def remove(self, block: Block) -> None:
         """Hand a free block out, or let it merge."""
-        address, keys = block.address, self.keys[block.stream]
-        del keys[bisect_left(keys, (block.size, address))]
-        del self.blocks[address]
+        free = self.free[block.stream]
+        del free[bisect_left(free, (block.size, block.address))]
 
     def insert_unmapped(self, block: Block) -> None:
         """Take up a stretch of addresses without memory."""
@@ -126,6 +123,6 @@ class Pool:
 
     def in_order(self) -> Iterator[Block]:
         """The free blocks by stream, size and address, as they are now."""
-        for stream in sorted(self.keys):
-            for _, address in list(self.keys[stream]):
-                yield self.blocks[address]
+        for stream in sorted(self.free):
+            for _, _, block in list(self.free[stream]):
+                yield block

@@ -107,13 +107,11 @@ class CachingAllocator:
             self.observer("free_requested", block.address, block.requested, block.stream)
             self.observer("free_completed", block.address, block.requested, block.stream)
         del self.active[block.address]
-        count = change = 0
+        count = 0
         for neighbour in (block.prev, block.next):
-            if neighbour is not None and not neighbour.allocated:
-                subsumed = self.merge(block, neighbour)
-                if subsumed:
-                    count -= 1
-                    change -= subsumed
+            if neighbour is not None and not neighbour.allocated and self.merge(block, neighbour):
+                count -= 1
+        change = size - block.size
         block.pool.insert(block)
         if block.segment is None and (count or block.prev is not None or block.next is not None):
             if block.prev is not None or block.next is not None:
@@ -128,8 +126,8 @@ class CachingAllocator:
     def blocks(self) -> Iterator[Block]:
         """Every block that has memory, in no order."""
         yield from self.active.values()
-        yield from self.small.blocks.values()
-        yield from self.large.blocks.values()
+        yield from self.small.in_order()
+        yield from self.large.in_order()
 
     def merge(self, block: Block, other: Block | None) -> int:
         """Let ``block`` subsume a free neighbour (``try_merge_blocks``); the bytes it gains."""
@@ -178,22 +176,23 @@ class CachingAllocator:
         """The smallest free block that holds ``size``, lowest address first (get_free_block)."""
         if self._collects:
             pool.searches += 1
-        keys = pool.keys.get(stream)
-        if not keys:
+        free = pool.free.get(stream)
+        if not free:
             return None
-        index = bisect_left(keys, (size, 0))
-        if index == len(keys):
+        index = bisect_left(free, (size,))
+        if index == len(free):
             return None
-        block = pool.blocks[keys[index][1]]
+        block = free[index][2]
         if block.segment is not None:
-            block = _least_room(pool, keys, index)
+            index = _least_room(free, index)
+            block = free[index][2]
         limit = self.settings.max_split_bytes
         if limit is not None:
             if size < limit <= block.size:
                 return None
             if size >= limit and block.size >= size + self.settings.max_non_split_rounding_bytes:
                 return None
-        pool.remove(block)
+        del free[index]
         return block
 
     def _grow(self, pool: Pool, size: int, stream: int) -> Block:
@@ -264,19 +263,16 @@ class CachingAllocator:
         return (limit is None or size < limit) and remaining > SMALL_BYTES
 
 
-def _least_room(pool: Pool, keys: list[tuple[int, int]], index: int) -> Block:
+def _least_room(free: list[tuple[int, int, Block]], index: int) -> int:
     """Among blocks that can grow, go on while the next one has less room to grow.
 
     For best fit the block at the end of an expandable segment is as large as it can become.
     """
-    block = pool.blocks[keys[index][1]]
-    while index + 1 < len(keys):
-        following = pool.blocks[keys[index + 1][1]]
-        if _room(following) >= _room(block):
-            break
-        block = following
+    room = _room(free[index][2])
+    while index + 1 < len(free) and _room(free[index + 1][2]) < room:
         index += 1
-    return block
+        room = _room(free[index][2])
+    return index
 
 
 def _room(block: Block) -> int:

@@ -36,18 +36,18 @@ def release_available(allocator: CachingAllocator, pool: Pool, size: int, stream
     The smallest one that is large enough; else the largest ones, until the sum is.
     """
     limit = allocator.settings.max_split_bytes
-    keys = pool.keys.get(stream)
-    if limit is None or not keys:
+    free = pool.free.get(stream)
+    if limit is None or not free:
         return False
     wanted = max(size, limit)
-    index = bisect_left(keys, (wanted, 0))
-    if index < len(keys):
-        block = pool.blocks[keys[index][1]]
+    index = bisect_left(free, (wanted,))
+    if index < len(free):
+        block = free[index][2]
         if block.segment is None:
             _release(allocator, block)
         return True
     released = 0
-    for block in [pool.blocks[address] for _, address in reversed(keys)]:
+    for _, _, block in free[::-1]:
         if released >= wanted or block.size < limit:
             break
         if block.segment is None:

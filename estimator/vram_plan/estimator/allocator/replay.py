@@ -84,11 +84,19 @@ def replay(
         streams: storages that are made on another stream than the default one, 0.
     """
     allocator = CachingAllocator(settings, limit_bytes=limit_bytes)
-    change = Replayer(allocator).change
+    replayer = Replayer(allocator)
+    blocks, malloc, free = replayer.blocks, allocator.malloc, allocator.free
     done, of = 0, streams or {}
     try:
         for storage, delta in changes:
-            change(storage, delta, of.get(storage, 0))
+            held = blocks.get(storage)
+            # Most storages come and go whole: without a call in between.
+            if held is None and delta > 0:
+                blocks[storage] = malloc(delta, of.get(storage, 0))
+            elif held is not None and held.requested + delta == 0:
+                free(blocks.pop(storage))
+            else:
+                replayer.change(storage, delta, of.get(storage, 0))
             done += 1
     except OutOfMemory:
         return Replay(outcome="oom", failed_at=done, stats=allocator.stats)

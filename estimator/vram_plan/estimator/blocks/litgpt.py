@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 from vram_plan.estimator.blocks.heads import token_embedding
 from vram_plan.estimator.forward import Forward
+from vram_plan.estimator.methods.llama_adapter import LlamaAdapter, LlamaAdapterV2
 from vram_plan.estimator.methods.lora import Lora
 from vram_plan.estimator.ops import sdpa
 from vram_plan.estimator.ops.attention import repeated
@@ -22,6 +23,7 @@ from vram_plan.estimator.ops.elementwise import (
     add,
     cast,
     concat,
+    copy,
     dropout,
     mul,
     narrow,
@@ -94,7 +96,13 @@ def attention(f: Forward, x: Tensor, shared: Mapping[str, Tensor]) -> Tensor:
         k, v, heads = repeated(f.t, k, v, heads)
     q, k = rotated(f, q, shared), rotated(f, k, shared)
     out = sdpa.sdpa(f.t, q, k, v, heads)
-    del q, k, v
+    del k, v
+    if isinstance(f.how.method, LlamaAdapter):
+        out = f.how.method.prompted(f, q, out.moved(), heads)
+    del q
+    # Laid out as q, heads first (PyTorch's flash attention makes ``empty_like(q)``): ``reshape``
+    # copies it.
+    out = copy(f.t, out)
     bias = spec.attention_out_bias
     return f.linear("self_attn.o_proj", out, (spec.query_dim, spec.hidden_size), bias=bias)
 
@@ -104,9 +112,9 @@ def projections(f: Forward, x: Tensor) -> Tensor:
     spec, method = f.spec, f.how.method
     widths = (spec.query_dim, spec.kv_dim, spec.kv_dim)
     shape = (spec.hidden_size, sum(widths))
-    out = f.base_linear("self_attn.attn", shape, spec.attention_bias, x)
     if not isinstance(method, Lora):
-        return out
+        return f.linear("self_attn.attn", x, shape, bias=spec.attention_bias)
+    out = f.base_linear("self_attn.attn", shape, spec.attention_bias, x)
     chosen = [
         width
         for name, width in zip(_PARTS, widths, strict=True)
@@ -164,7 +172,15 @@ def head(f: Forward, x: Tensor, shared: Mapping[str, Tensor]) -> Tensor:
 
 
 def project(f: Forward, x: Tensor) -> Tensor:
-    """``lm_head``: a linear layer like any other, so it is quantized with them."""
+    """``lm_head``; the second LLaMA-Adapter scales what it makes."""
+    logits, method = projected(f, x), f.how.method
+    if isinstance(method, LlamaAdapterV2):
+        return method.scaled(f, "lm_head", logits.moved(), f.spec.vocab_size)
+    return logits
+
+
+def projected(f: Forward, x: Tensor) -> Tensor:
+    """A linear layer like any other, so it is quantized with them."""
     spec = f.spec
     if f.how.quantization == "none":
         return f.head_linear(x, (spec.hidden_size, spec.vocab_size))

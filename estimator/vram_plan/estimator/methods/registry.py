@@ -114,6 +114,12 @@ def _unipelt(config: TrainConfig) -> Method:
     )
 
 
+def _llama_adapter(config: TrainConfig) -> Method:
+    from vram_plan.estimator.methods.llama_adapter import LlamaAdapter, LlamaAdapterV2
+
+    return LlamaAdapterV2() if config.method == "llama-adapter-v2" else LlamaAdapter()
+
+
 _MAKERS: dict[str, Callable[[TrainConfig], Method]] = {
     "full": lambda config: Full(),
     "freeze": lambda config: Freeze(config.freeze_layers),
@@ -132,6 +138,8 @@ _MAKERS: dict[str, Callable[[TrainConfig], Method]] = {
     "adapter-houlsby": _houlsby,
     "adapter-pfeiffer": _pfeiffer,
     "adapter-fusion": _fusion,
+    "llama-adapter": _llama_adapter,
+    "llama-adapter-v2": _llama_adapter,
     "mam": _mam,
     "unipelt": _unipelt,
 }

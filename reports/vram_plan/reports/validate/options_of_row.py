@@ -31,8 +31,12 @@ from vram_plan.reports.validate.unplanned import refuse_unplanned
 Options = dict[str, Any]
 
 _FIELDS = frozenset(field.name for field in fields(TrainConfig))
-_METHODS = {"pretrain": "full", "adapter": "llama-adapter", "adapter-v2": "llama-adapter-v2"}
-"""The row's word → the plan's; ``adapter`` is lit-gpt's LLaMA-Adapter."""
+_METHODS = {
+    ("pretrain", None): "full",
+    ("adapter", "litgpt"): "llama-adapter",
+    ("adapter-v2", "litgpt"): "llama-adapter-v2",
+}
+"""The row's word, and the loop where its meaning is the loop's → the plan's word."""
 _OPTIMIZERS = {
     "adam": "adamw",  # the same states; only the decay differs
     "adam-8bit": "adamw-8bit",
@@ -61,6 +65,7 @@ def options_of_row(row: Row, model: ModelSpec) -> Options:
     Raises:
         ValueError: naming what the row does not state, or the plan has no option for.
     """
+    refuse_unplanned(row)
     options: Options = {}
     for take in _TAKE:
         options |= take(row, model)
@@ -86,7 +91,7 @@ def _objective(row: Row, model: ModelSpec) -> Options:
 def _method(row: Row, model: ModelSpec) -> Options:
     if row.method is None:
         raise ValueError("the method is not stated")
-    method = _METHODS.get(row.method, row.method)
+    method = _METHODS.get((row.method, row.trainer)) or _METHODS.get((row.method, None), row.method)
     if method not in choices.METHODS:
         raise ValueError(f"method {row.method} cannot be planned")
     options: Options = {"method": method, "adapter_dtype": row.adapter_dtype}
@@ -247,7 +252,6 @@ def _data(row: Row, model: ModelSpec) -> Options:
 
 
 def _step(row: Row, model: ModelSpec) -> Options:
-    refuse_unplanned(row)
     if row.loss is not None and row.loss not in choices.LOSSES:
         raise ValueError(f"loss {row.loss} cannot be planned")
     attention = _ATTENTIONS.get(row.attention or "", row.attention)
