@@ -74,3 +74,13 @@ def test_the_plan_equals_the_trace(case: str) -> None:
     config = resolve(from_hf_config(shape, name="small", source="test"), chosen)
     traced = trace_step(trace_config(config, shape)).peak_bytes
     assert plan_config(config).memory.allocated_bytes == pytest.approx(traced, rel=0.005)
+
+
+@pytest.mark.parametrize("optimizer", ["paged-adamw", "paged-adamw-8bit"])
+def test_paged_states_are_the_hosts(optimizer: str) -> None:
+    shape = LLAMA | {"hidden_size": 512, "intermediate_size": 512}
+    chosen = {"method": "full", "attention": "eager", "seq_len": 32, "optimizer": optimizer}
+    config = resolve(from_hf_config(shape, name="small", source="test"), chosen)
+    assert (
+        plan_config(config).memory.host_bytes == trace_step(trace_config(config, shape)).host_bytes
+    )

@@ -38,6 +38,10 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         LLAMA,
         {**ADAPTED, **WIDE, "method": "dora", "quantization": "int8", "checkpointing": "full"},
     ),
+    "an input's gradient of its weight's shape": (
+        {**LLAMA, "vocab_size": 64},
+        {"micro_batch": 1, "loss": "liger", "checkpointing": "full"},
+    ),
     "weights written out": (LLAMA, {**ADAPTED, "quantization": "nf4", "micro_batch": 8}),
     "checkpoints on the host": (LLAMA, {**ADAPTED, "checkpointing": "offload"}),
     "AdaLoRA, selective": (

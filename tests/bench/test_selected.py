@@ -52,7 +52,8 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     # A kept 4-bit product's weight is not written out again.
     "four bits": (LLAMA, {"method": "qlora", "seq_len": 1024, **SELECTIVE}),
-    # What the loss makes for the adapters waits beside the gradients that are there.
+    # What the loss makes for the adapters waits beside the gradients that are there, for each
+    # weight until its own gradient comes.
     "regularized, accumulated": (LLAMA, {"method": "adalora", "grad_accum": 2, **SELECTIVE}),
     # Embeddings asked for their gradient stay, with it, while the prompt's encoder goes back.
     "prompt encoder": (
@@ -70,7 +71,8 @@ def test_equals_the_trace(name: str) -> None:
     raw, options = CASES[name]
     config = resolve(from_hf_config(raw, name="test", source="test"), BASE | options)
     planned, trace = plan_config(config).memory, trace_step(trace_config(config, raw))
-    scalars = 16 * 512
+    # Two tables of rotary frequencies, the loss and its gradient are blocks of the smallest size.
+    scalars = 4 * 512
     assert planned.allocated_bytes == pytest.approx(trace.peak_bytes, abs=scalars)
 
 

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from vram_plan.bench.trace.config import TraceConfig
-from vram_plan.bench.trace.timeline import Trace
 from vram_plan.bench.virtual.case import ZeroCase
 from vram_plan.bench.virtual.launch import launch
 from vram_plan.bench.virtual.result import RankTrace
@@ -73,28 +72,9 @@ def seen() -> dict[tuple[str, int, int], RankTrace]:
 def test_live_bytes_equal_those_of_real_ranks(
     kind: str, stage: int, seen: dict[tuple[str, int, int], RankTrace]
 ) -> None:
-    real = seen["gloo", stage, 0].trace
-    assert seen[kind, stage, 0].trace.phase_peaks == without_copies_of_gloo(real)
+    """Real ranks talk through gloo on copies, of which no tensor of the step is one.
 
-
-@pytest.mark.parametrize("stage", [0, 1, 2])
-def test_gloo_copies_at_stage_3_alone(
-    stage: int, seen: dict[tuple[str, int, int], RankTrace]
-) -> None:
-    real = seen["gloo", stage, 0].trace
-    assert without_copies_of_gloo(real) == real.phase_peaks
-
-
-def without_copies_of_gloo(trace: Trace) -> dict[str, int]:
-    """Peaks without what gloo makes for a reduce-scatter, and no backend of a GPU.
-
-    It has none of its own: it all-reduces a clone of the input and splits that (torch 2.13.0
-    torch/csrc/distributed/c10d/ProcessGroupGloo.cpp ``reduce_scatter_tensor_coalesced``). The
-    clone is made outside the dispatcher, which first sees it split.
+    What gloo's threads held, and let go whenever they were scheduled, was a difference by luck.
     """
-    peaks: dict[str, int] = {}
-    live = trace.start_bytes
-    for event in trace.events:
-        live += 0 if event.block.op == "split.Tensor" else event.delta
-        peaks[event.phase] = max(peaks.get(event.phase, 0), live)
-    return peaks
+    real = seen["gloo", stage, 0].trace
+    assert seen[kind, stage, 0].trace.phase_peaks == real.phase_peaks

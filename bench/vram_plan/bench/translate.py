@@ -34,6 +34,8 @@ _WITHOUT_PEFT = frozenset(
         "adapter-fusion",
         "mam",
         "unipelt",
+        "llama-adapter",
+        "llama-adapter-v2",
     }
 )
 _FSDP = ("fsdp1", "fsdp2")

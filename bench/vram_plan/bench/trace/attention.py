@@ -243,6 +243,11 @@ def flash_attn_func(
         raise ValueError(
             f"flash attention wants fp16 or bf16, not {q.dtype}: choose attention sdpa or eager"
         )
+    if k.dtype is not q.dtype or v.dtype is not q.dtype:
+        raise ValueError(
+            f"flash attention wants queries, keys and values of one dtype (flash_api.cpp), not "
+            f"{q.dtype}, {k.dtype} and {v.dtype}: choose attention sdpa or eager"
+        )
     apply: Any = _FlashAttention.apply
     out: torch.Tensor = apply(q, k, v)
     return out

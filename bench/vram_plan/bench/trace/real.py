@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
 from vram_plan.bench.trace.build import build_model, count_parameters, materialize
 from vram_plan.bench.trace.config import TraceConfig
@@ -26,11 +27,15 @@ _ASIDE = "vram_plan.aside:"
 
 @contextmanager
 def aside() -> Iterator[None]:
-    """What is allocated meanwhile, and given back whenever, is no part of the step."""
+    """What is allocated meanwhile, and given back whenever, is no part of the step.
+
+    The profiler is told; recorders that follow the dispatcher do not see it.
+    """
     with torch.profiler.record_function(_ASIDE + "begin"):
         pass
     try:
-        yield
+        with _disable_current_modes():
+            yield
     finally:
         with torch.profiler.record_function(_ASIDE + "end"):
             pass

@@ -5,9 +5,11 @@ from types import FrameType
 from typing import Any
 
 import torch
+from torch.utils import checkpoint
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vram_plan.bench.trace.modules import ModulePaths
+from vram_plan.bench.trace.roles import is_weight
 from vram_plan.bench.trace.rules import DeviceRules
 from vram_plan.bench.trace.storages import StorageLog, tensors_in
 
@@ -76,8 +78,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
                 func = _IN_PLACE[func]
             elif may_accumulate_in_place(args[0]):
                 return args[0].add_(args[1])
-        if func is _ADD and _caller() in _ATTENTION_FUNCTIONS:
-            # The math kernel adds the mask in place, to subclasses out of place (attention.cpp).
+        if func is _ADD and _caller() in _ATTENTION_FUNCTIONS and not _under_a_checkpoint():
+            # The math kernel adds the mask in place; to subclasses, and under a mode such as
+            # selective checkpointing's, out of place (attention.cpp, TensorSubclassLikeUtils.h).
             return _ATEN.detach.default(args[0].add_(args[1]))
         inside = self.composites.get(func)
         if inside is not None:
@@ -98,6 +101,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
         if known in ("weights", "temporaries"):
             made.role = "temporaries"
 
+    def _reads_weight(self, operands: Any) -> bool:
+        """A product with a weight is the gradient of its input, though it be of the same shape."""
+        blocks = (self.log.block_of(tensor) for tensor in tensors_in(operands))
+        return any(block is not None and is_weight(block) for block in blocks)
+
     def _note(self, func: Any, args: Any, result: Any, path: str, in_node: bool) -> None:
         log = self.log
         name = func.__name__.removesuffix(".default")
@@ -110,6 +118,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
             block = log.see(tensor, name, path, self.rules.size_bytes(func, tensor))
             if block is not None:
                 block.in_backward = in_node
+                if block.role == "gradients" and self._reads_weight(args):
+                    block.role = "temporaries"
                 if self.paths.engine:
                     block.component = "buffers"
                 block.recomputed = log.phase == "backward" and self.paths.goes_forward()
@@ -123,6 +133,16 @@ def _caller() -> str:
     while frame is not None and frame.f_code.co_name in _WRAPPERS:
         frame = frame.f_back
     return "" if frame is None else frame.f_code.co_name
+
+
+def _under_a_checkpoint() -> bool:
+    """Whether a mode of selective checkpointing handed the operator on."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None and frame.f_code.co_name in _WRAPPERS:
+        if frame.f_code.co_filename == checkpoint.__file__:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _answer(func: Any, tensor: Any) -> Any:

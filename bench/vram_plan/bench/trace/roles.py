@@ -19,7 +19,7 @@ import torch
 from vram_plan.bench.trace.modules import ModulePaths
 from vram_plan.bench.trace.timeline import Block
 
-__all__ = ["Roles", "made_for"]
+__all__ = ["Roles", "is_weight", "made_for"]
 
 _PASSES = ("forward", "loss", "backward")
 #: bitsandbytes' operators that write a weight out.
@@ -49,7 +49,7 @@ class Roles:
     def __call__(self, block: Block) -> str:
         """The component."""
         scope = _SCOPE.get()
-        written = block.op.rpartition("::")[2].partition(".")[0] in _WRITTEN_OUT
+        written = _is_written_out(block)
         if block.phase not in _PASSES or (written and not scope):
             return "temporaries"
         if scope:
@@ -62,6 +62,19 @@ class Roles:
         return "temporaries" if back else "activations"
 
 
+def is_weight(block: Block) -> bool:
+    """Whether a block is a weight, or one cast, gathered or written out."""
+    if "weights" in (block.component, block.role) or _is_written_out(block):
+        return True
+    if block.component == "activations":  # token ids, made before the step
+        return False
+    return block.role == "temporaries" and not block.in_backward
+
+
+def _is_written_out(block: Block) -> bool:
+    return block.op.rpartition("::")[2].partition(".")[0] in _WRITTEN_OUT
+
+
 def _is_for_weight(node: Any, shape: tuple[int, ...]) -> bool:
     """Whether a backward node makes the gradient of a weight of this size.
 
@@ -71,7 +84,7 @@ def _is_for_weight(node: Any, shape: tuple[int, ...]) -> bool:
         return False
     variable = getattr(node, "variable", None)
     if variable is not None:
-        return is_laid_out(shape, variable.shape)
+        return _is_weights(variable, shape)
     return any(_ends_in_weight(after, shape) for after, _ in node.next_functions)
 
 
@@ -81,12 +94,17 @@ def _ends_in_weight(node: Any, shape: tuple[int, ...]) -> bool:
             return False
         variable = getattr(node, "variable", None)
         if variable is not None:
-            return is_laid_out(shape, variable.shape)
+            return _is_weights(variable, shape)
         onward = [after for after, _ in node.next_functions if after is not None]
         if len(onward) != 1:
             return False
         node = onward[0]
     return False
+
+
+def _is_weights(variable: torch.Tensor, shape: tuple[int, ...]) -> bool:
+    """Not every leaf is a weight: T5's zero position bias learns nothing, but has a gradient."""
+    return isinstance(variable, torch.nn.Parameter) and is_laid_out(shape, variable.shape)
 
 
 def is_laid_out(shape: tuple[int, ...], weight: tuple[int, ...]) -> bool:

@@ -92,9 +92,10 @@ class TrainingStep:
         """The loss of one micro-batch; the model's other outputs are not kept."""
         self.observer.enter("forward")
         kind, pages_out = self.config.autocast, self.config.offload == "activations"
+        pinned = self.trainable[0].is_cuda  # as the exported script; pageable copies crawl
         with (
             self.autocast(DTYPES[kind]) if kind else nullcontext(),
-            graph.save_on_cpu() if pages_out else nullcontext(),
+            graph.save_on_cpu(pin_memory=pinned) if pages_out else nullcontext(),
         ):
             loss: torch.Tensor = self.model(**batch).loss
         self.observer.mark("loss_end")

@@ -29,16 +29,21 @@ class EngineStep:
         self.log = names.log
         self.marks: dict[str, int] = {}
         self.engine: Any = None
+        self.settings: Any = None
 
     def prepare(self, optimizer: Any) -> None:
         """Let DeepSpeed take model and optimizer over."""
         import deepspeed
+        from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
         self.names.watch_gradients()
         if self.case.stage == 3:
             self._name_gathered()
         head = last_before_loss(self.model, self.case.step.loss)
         document = dict(self.case.deepspeed)
+        # transformers' Trainer keeps one for the whole run, and PEFT asks it for the stage where
+        # it reads weights outside their modules (AdaLoRA's regularization).
+        self.settings = HfDeepSpeedConfig(document)  # type: ignore[no-untyped-call]  # its own
         # Three more results are None here: data loader and scheduler, and the optimizer again.
         self.engine = deepspeed.initialize(model=self.model, optimizer=optimizer, config=document)[
             0

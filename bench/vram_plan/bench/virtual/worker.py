@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from vram_plan.bench.trace.build import DTYPES, build_model, count_parameters, materialize
+from vram_plan.bench.trace.checkpoints import host_copies
 from vram_plan.bench.trace.cuda import CudaRules
 from vram_plan.bench.trace.losses import unwrapped
 from vram_plan.bench.trace.modules import ModulePaths, shorten
@@ -23,6 +24,7 @@ from vram_plan.bench.trace.recorder import Recorder
 from vram_plan.bench.trace.roles import Roles
 from vram_plan.bench.trace.routing import balanced_routing
 from vram_plan.bench.trace.rules import fake_tensors_count
+from vram_plan.bench.trace.sharding import copying
 from vram_plan.bench.trace.step import make_batch
 from vram_plan.bench.trace.storages import StorageLog
 from vram_plan.bench.trace.timeline import Trace
@@ -83,10 +85,14 @@ def _traced(case: ZeroCase, stack: ExitStack) -> RankTrace:
     paths = stack.enter_context(ModulePaths(model))
     log.role_of = Roles(paths)
     _see(model, log)
+    if rules is not None:
+        stack.enter_context(host_copies(log))
     stack.enter_context(_recorder(log, paths, rules, model, fake=fake))
     step = EngineStep(case, model, names, paths)
     step.prepare(zero_optimizer(case.step.optimizer, model, on_host=case.offloads[0]))
     trace = _run(step, names, counts)
+    if case.step.checkpointing == "offload":
+        _note_waiting(names)
     return RankTrace(
         rank=rank,
         trace=trace,
@@ -95,6 +101,13 @@ def _traced(case: ZeroCase, stack: ExitStack) -> RankTrace:
         seconds={},
         versions={name: version(name) for name in _LIBRARIES},
     )
+
+
+def _note_waiting(names: Names) -> None:
+    """Activations that waited on the host: what is there no longer once the step is over."""
+    waited = names.log.host_peak - names.log.host_bytes
+    if waited:
+        names.host["activations"] = waited
 
 
 def _recorder(
@@ -158,7 +171,7 @@ def _join(case: ZeroCase, model: Any) -> int:
         store: Any = FakeStore()
         dist.init_process_group("fake", rank=rank, world_size=case.ranks, store=store)
     else:
-        dist.init_process_group(case.group, rank=rank, world_size=case.ranks)
+        dist.init_process_group(copying.register(), rank=rank, world_size=case.ranks)
     return rank
 
 
