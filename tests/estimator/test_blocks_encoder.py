@@ -204,6 +204,7 @@ def _links(spec: ModelSpec, options: dict[str, Any], method: Method) -> tuple[Li
         compute_bytes=nbytes,
         weights_bytes=nbytes,
         norm_bytes=nbytes,
+        buffer_bytes=nbytes,
         autocast="autocast" in options,
         half=options["dtype"] == "fp16",
         attention=options["attention"],

@@ -36,7 +36,8 @@ def show(plan: Plan, *, explain: bool) -> None:
     """Print the plan, and the ledger when asked."""
     from vram_plan.estimator.whatif import remedies, switches
 
-    console = Console(highlight=False, soft_wrap=False, width=None if sys.stdout.isatty() else 80)
+    width = None if sys.stdout.isatty() else 80
+    console = Console(highlight=False, soft_wrap=False, emoji=False, width=width)
     known = switches(plan)
     console.print(Text(headline(plan), style="bold"))
     console.print()

@@ -21,8 +21,12 @@ METHODS = (
     "p-tuning-v2",
     "mam",
     "unipelt",
+    "llama-adapter",
+    "llama-adapter-v2",
 )
 LORA_FAMILY = ("lora", "rslora", "dora", "adalora", "qlora", "moelora")
+LITGPT_METHODS = ("llama-adapter", "llama-adapter-v2")
+"""Methods that lit-gpt alone has, in modules of its own."""
 WHOLE_MODEL = ("full", "freeze", "bitfit")
 """Methods that train weights of the model itself and add none."""
 ENGINES = (

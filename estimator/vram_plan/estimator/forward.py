@@ -283,6 +283,7 @@ class Forward:
             "head_dim": spec.head_dim,
             "value_dim": spec.head_dim,
             "dropout": spec.attention_dropout if self.how.training else 0.0,
+            "mask_bytes": self.how.stream_bytes,
             "half": self.how.half,
             "autocast": self.how.autocast,
         }

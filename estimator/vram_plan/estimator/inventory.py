@@ -80,6 +80,14 @@ class Inventory:
                 total += each * weight.count
         return round(total)
 
+    def flat_bytes(self, *, trainable: bool | None = None) -> int:
+        """Bytes of all of them in one buffer, which is rounded up as a whole."""
+        total = 0.0
+        for weight in self.select(trainable=trainable):
+            share = 1.0 if weight.added else self.scale
+            total += weight.numel * weight.itemsize * weight.count * share
+        return -(-round(total) // ROUNDING_BYTES) * ROUNDING_BYTES
+
     def tensors(self, *, trainable: bool | None = None) -> int:
         """Number of tensors."""
         return sum(weight.count for weight in self.select(trainable=trainable))

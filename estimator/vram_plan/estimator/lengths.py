@@ -15,7 +15,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import exp, log, log1p, sqrt
 from random import Random
-from statistics import NormalDist
 
 __all__ = ["FIXED", "Epoch", "parse_lengths", "records"]
 
@@ -77,6 +76,8 @@ def records(epoch: Epoch, *, limit: int, micro_batch: int, ranks: int, seed: int
         ranks: data-parallel ranks that share the epoch.
         seed: of the epoch's order.
     """
+    from statistics import NormalDist  # few plans ask for it
+
     spread = sqrt(log1p((epoch.deviation / epoch.mean) ** 2))
     tokens = NormalDist(log(epoch.mean) - spread**2 / 2, spread)
     kept = tokens.cdf(log(limit))

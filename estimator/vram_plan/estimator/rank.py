@@ -14,6 +14,7 @@ from vram_plan.estimator.choices import (
     BITSANDBYTES,
     BYTES,
     COMPILED_KERNELS,
+    LITGPT_METHODS,
     MEGATRON_BLOCKS,
     WHOLE_MODEL,
 )
@@ -73,6 +74,8 @@ def treat(config: TrainConfig) -> Treatment:
         adapter_bytes=compute if _casts_adapters(config) else BYTES[config.adapter_dtype],
         weights_bytes=compute,
         norm_bytes=4 if config.kbit_preparation and not _gathers_low(config) else compute,
+        # FSDP 2 casts what it gathers and leaves buffers as they were loaded.
+        buffer_bytes=config.weights_bytes if config.engine == "fsdp2" else compute,
         autocast=config.autocast,
         half=config.precision == "fp16",
         quantization=config.quantization,
@@ -240,6 +243,8 @@ def _author(config: TrainConfig) -> str:
     """Whose modules run: transformers' (empty), Megatron-LM's or those of a training loop."""
     if config.engine in MEGATRON_BLOCKS and config.method in WHOLE_MODEL:
         return "bigscience" if config.engine == "megatron-deepspeed" else "megatron"
+    if config.method in LITGPT_METHODS:
+        return "litgpt"
     return config.stack.loop if config.stack.loop in _AUTHORS else ""
 
 

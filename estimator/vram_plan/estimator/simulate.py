@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from vram_plan.estimator.carried import Borrowed, asked_for, waiting_gradient
 from vram_plan.estimator.costs import Boundary, Bytes, Cost, Run
+from vram_plan.estimator.early import await_early, early_gradients
 from vram_plan.estimator.forward import Forward
 from vram_plan.estimator.ops.cross_entropy import INDEX_BYTES
 from vram_plan.estimator.ops.embedding import LeafVariable
@@ -55,7 +56,7 @@ def play(run: Run, watcher: Watcher | None = None, work: WorkLog | None = None) 
     if work is not None:
         f.t.work, work.tape = work, f.t
     leaf = entered[0].node if watcher else None
-    with f.t.checkpointed() if recomputes else nullcontext():
+    with f.t.checkpointed(reentrant=run.how.reentrant) if recomputes else nullcontext():
         first = _forward(f, run, entered[0], borrowed)
     forward = dict(meter.fullest())
     if not recomputes:
@@ -73,7 +74,7 @@ def play(run: Run, watcher: Watcher | None = None, work: WorkLog | None = None) 
         saved["activations"] -= f.t.selected.unread
     host = f.t.paged_bytes
     if run.checkpoint == "offload" and run.entered is not None and saved:
-        host = _send_to_host(saved, run.entered)
+        host = _send_to_host(saved, run.entered, stays=held is not None and held() is not None)
         host += sum(c.numel * c.itemsize for c in run.carried if c.read)
     backward = dict(meter.fullest()) if made.node is not None else {}
     later = dict(meter.peak_by_component) if meter.earlier is not None and backward else {}
@@ -93,8 +94,8 @@ def play(run: Run, watcher: Watcher | None = None, work: WorkLog | None = None) 
         kept=kept,
         host=host,
         attached=sum(storage.nbytes for storage in set(f.t.attached)) + first.leaves,
-        early=_early_gradients(f) if run.keeps_gradients else 0,
-        waiting=0 if run.keeps_gradients else _early_gradients(f),
+        early=early_gradients(f) if run.keeps_gradients else 0,
+        waiting=0 if run.keeps_gradients else early_gradients(f),
         keeps_input=keeps_input,
         passed=first.passed,
     )
@@ -111,6 +112,8 @@ def _go_back(
     waiting = _await_gradients(run, first, borrowed)
     if first.node is None:
         return first
+    if not run.keeps_gradients:
+        await_early(f)
     if run.checkpoint not in RECOMPUTED:
         first.receive(waiting)
         f.t.backward(first.node, first.left.numel, first.left.itemsize)
@@ -133,10 +136,10 @@ def _tell(watcher: Watcher | None, place: str, f: Forward, leaf: Node | None) ->
         watcher.reach(place, leaf, f.t.attached)
 
 
-def _send_to_host(saved: Bytes, entered: Boundary) -> int:
-    """Take a checkpoint off the device; it comes back for the recomputation."""
+def _send_to_host(saved: Bytes, entered: Boundary, *, stays: bool) -> int:
+    """Take a checkpoint off the device, unless a function's context holds it (``stays``)."""
     nbytes = -(-entered.nbytes // ROUNDING_BYTES) * ROUNDING_BYTES
-    saved["activations"] -= nbytes
+    saved["activations"] -= 0 if stays else nbytes
     return nbytes
 
 
@@ -210,6 +213,8 @@ def _recompute(f: Forward, run: Run, entered: Tensor, borrowed: Borrowed) -> _Ma
     flying = f.t.play_tail(made.node, made.left.numel, made.left.itemsize)
     if run.checkpoint == "offload":
         borrowed.bring_back()
+        if entered.storage in f.t.attached:  # a copy comes back beside what a context holds
+            entered.storage = Storage(f.t.meter, entered.numel * entered.itemsize, "activations")
     with f.t.recompute():
         made = _forward(f, run, entered, borrowed)
     f.cache.clear()
@@ -223,11 +228,12 @@ def _recompute_within(
     """A reentrant checkpoint: the whole block again, then back, within one backward function.
 
     Its output and the gradient that came in are arguments of the inner backward pass, so they live
-    until it is through (torch 2.13.0 ``torch/utils/checkpoint.py`` CheckpointFunction.backward).
+    until it is through, and with the output the graph and its functions' contexts (torch 2.13.0
+    ``torch/utils/checkpoint.py`` CheckpointFunction.backward).
     """
     outputs: list[Tensor] = []
     f.t.last_saved = -1  # nothing ends early
-    with f.t.recompute():
+    with f.t.recompute() as contexts:
         made = _forward(f, run, entered, borrowed, outputs)
     f.cache.clear()
     made.receive(waiting)
@@ -236,6 +242,7 @@ def _recompute_within(
     made.node.grad = incoming
     f.t.play()
     outputs.clear()
+    contexts.clear()
     del incoming
     return made
 
@@ -244,15 +251,10 @@ def _take_gradients(f: Forward) -> int:
     """Bytes of the weight gradients, which the cost (remembered for long) does not hold."""
     nbytes = 0
     for param in f.params.values():
-        if param.grad is not None and param.grad.storage is not None:
+        if param.grad is not None and param.grad.storage is not None and not param.accumulates:
             nbytes += param.grad.storage.nbytes
         param.grad = None
     return nbytes
-
-
-def _early_gradients(f: Forward) -> int:
-    learning = (p for p in f.params.values() if p.trainable and f.how.method.regularizes(f, p.name))
-    return sum(-(-p.numel * p.itemsize // ROUNDING_BYTES) * ROUNDING_BYTES for p in learning)
 
 
 def _entered(f: Forward, run: Run) -> Tensor:

@@ -82,8 +82,8 @@ def _all_moments(links: tuple[Link, ...]) -> Iterator[Moment]:
             beside=link.beside_forward,
         )
         if cost.backward:
-            # What waits for segments that have not gone back yet.
-            waiting = waiting_after[0] - waiting_after[i + 1]
+            # What waits for segments that have not gone back yet; the own part is inside.
+            waiting = waiting_after[0] - waiting_after[i]
             later = gradients_after[i + 1] + early + waiting
             last = _instant(kind, i >= last_block)
             attached = {"activations": attached_after[i + 1]}
@@ -92,11 +92,11 @@ def _all_moments(links: tuple[Link, ...]) -> Iterator[Moment]:
                 where=where,
                 earlier=_plus(before_last, attached, 1),
                 inside=cost.backward,
-                gradients=later,
+                gradients=later + (link.count - 1) * cost.waiting,
                 beside=link.beside_backward,
             )
             if link.count > 1:
-                later += (link.count - 1) * (cost.gradients - cost.waiting)
+                later += (link.count - 1) * cost.gradients
                 attached["activations"] += (link.count - 1) * cost.attached
                 first = _instant(kind, False)
                 yield Moment(

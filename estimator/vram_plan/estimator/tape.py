@@ -60,6 +60,7 @@ class Tape:
     __slots__ = (
         "attached",
         "component",
+        "contexts",
         "forgets",
         "grad_enabled",
         "last_saved",
@@ -68,7 +69,6 @@ class Tape:
         "nodes",
         "paged_bytes",
         "pages_out",
-        "passing",
         "recomputed",
         "rehearses",
         "selected",
@@ -97,7 +97,7 @@ class Tape:
         self.paged_bytes = 0
         self.unpacked: list[Tensor] = []
         self.attached: list[Storage] = []
-        self.passing: list[Storage] | None = None
+        self.contexts: list[Storage] | None = self.attached
         self.work: WorkLog | None = None
 
     def compute(self, numel: int, itemsize: int) -> Tensor:
@@ -175,8 +175,8 @@ class Tape:
 
     def attach(self, storage: Storage | None) -> None:
         """Keep what a Python function's context has as an attribute: no node frees it."""
-        if storage is not None and not self.rehearses:
-            (self.attached if self.passing is None else self.passing).append(storage)
+        if storage is not None and self.contexts is not None:
+            self.contexts.append(storage)
 
     def needs(self, *edges: Node | Param | None) -> bool:
         """Whether an operator with these edges will be recorded."""
@@ -222,24 +222,24 @@ class Tape:
             del result
 
     @contextmanager
-    def checkpointed(self) -> Iterator[None]:
-        """Run without keeping what is saved: the first forward of a checkpoint."""
-        self.forgets = True
+    def checkpointed(self, *, reentrant: bool = False) -> Iterator[None]:
+        """The first forward of a checkpoint keeps nothing; a reentrant one makes no contexts."""
+        self.forgets, self.contexts = True, None if reentrant else self.attached
         try:
             yield
         finally:
             self.nodes.clear()
-            self.forgets = False
+            self.forgets, self.contexts = False, self.attached
 
     @contextmanager
     def rehearsal(self) -> Iterator[None]:
         """Run without bytes, to learn which operators come after the last one that saves."""
-        self.rehearses, self.made, self.stop = True, 0, 0
-        self.last_saved = self.tail = 0
+        self.rehearses, self.contexts = True, None
+        self.made = self.stop = self.last_saved = self.tail = 0
         try:
             yield
         finally:
-            self.rehearses, self.stop = False, -1
+            self.rehearses, self.stop, self.contexts = False, -1, self.attached
 
     def play_tail(self, out: Node, numel: int, itemsize: int) -> list[tuple[int, Tensor]]:
         """Go back from ``out`` until a saved tensor is asked for: recomputation starts there.
@@ -263,20 +263,21 @@ class Tape:
             self.nodes[i].grad = grad
 
     @contextmanager
-    def recompute(self) -> Iterator[None]:
+    def recompute(self) -> Iterator[list[Storage]]:
         """Run again until the last saved tensor is there; what comes later is not made.
 
-        torch 2.13.0 ``torch/utils/checkpoint.py``: non-reentrant checkpoints stop early.
+        torch 2.13.0 ``torch/utils/checkpoint.py``: non-reentrant checkpoints stop early. Contexts
+        end with the list handed out.
         """
         self.made, self.stop = 0, self.last_saved
         self.recomputed = True
-        self.passing = []
+        self.contexts = []
         if self.selected is not None:
             self.selected.replays = True
         try:
-            yield
+            yield self.contexts
         finally:
-            self.stop, self.passing = -1, None
+            self.stop, self.contexts = -1, self.attached
             if self.selected is not None:
                 self.selected.replays = False
 

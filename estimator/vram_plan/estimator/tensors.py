@@ -145,8 +145,9 @@ class Param:
         packed: held quantized; its bytes are an entry of the quantization.
         added: belongs to the training method, not to the base model.
         shape: its dimensions on this rank.
+        shares: gradients that are added up before the sum is added to one that is there already.
         factors: what it was computed from, where a variable holds that.
-        grad: the gradient, once made.
+        grad: the gradient, once made; where it accumulates, the part that waits for the rest.
         alive: bytes by component at the moment its gradient arrives.
         gradient: the component of its gradient.
     """
@@ -159,18 +160,28 @@ class Param:
     packed: bool = False
     added: bool = False
     shape: tuple[int, ...] = ()
+    shares: int = 1
     factors: "tuple[Tensor, ...]" = ()
     grad: "Tensor | None" = None
     alive: "dict[str, int] | None" = None
     gradient: ClassVar[str] = "gradients"
 
     def accumulate(self, grad: Tensor) -> None:
-        """Keep the gradient, or add it in place to the one that is there."""
-        if grad.storage is not None:
+        """Keep the gradient, or add it to the one that is there.
+
+        In place, unless what is there is a view (``can_accumulate_inplace``).
+        """
+        self.shares -= 1
+        if self.grad is None:
+            self.grad = grad
+        elif self.grad.is_view and grad.storage is not None:
+            made = Storage(grad.storage.meter, grad.numel * grad.itemsize, self.gradient)
+            self.grad = Tensor(grad.numel, grad.itemsize, made)
+        if grad.storage is not None and self.shares < 1:
             self.alive = grad.storage.meter.by_component.copy()
             grad.storage.meter.arrive()
-        if self.grad is None and not self.accumulates:
-            self.grad = grad
+        if self.accumulates and self.shares < 1:
+            self.grad = None  # all that came is added to an earlier micro-batch's
 
 
 class Node:

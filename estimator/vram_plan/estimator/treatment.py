@@ -19,6 +19,7 @@ class Treatment:
         weights_bytes: bytes per element of the base weights as held.
         norm_bytes: the same for norms, biases, embeddings and head, which stay unquantized
             (fp32 after k-bit preparation).
+        buffer_bytes: bytes per element of floating-point buffers.
         autocast: ``torch.autocast`` casts the inputs of matrix products to 16 bits.
         half: 16 bits means fp16, not bf16.
         quantization: of the blocks' linear layers; ``none`` or one of ``choices.QUANTIZATIONS``.
@@ -54,6 +55,7 @@ class Treatment:
     adapter_bytes: int = 4
     weights_bytes: int = 2
     norm_bytes: int = 2
+    buffer_bytes: int = 2
     autocast: bool = False
     half: bool = False
     quantization: str = "none"

@@ -28,6 +28,9 @@ def source_embedding(f: Forward, ids: Tensor, shared: Mapping[str, Tensor]) -> T
     """Tokens and positions of the encoder; the decoder's lookup goes back first."""
     again = "" if f.spec.decoder_vocab_size else "lookup"
     words = f.embedding("embed_tokens", ids, f.spec.vocab_size, f.spec.hidden_size, again=again)
+    if f.how.method.virtual_tokens and again and f.spec.model_type == "marian":
+        # PEFT looks up in ``shared``; Marian names its encoder's table for the hook on lookups.
+        words.node = None if isinstance(words.node, LeafVariable) else words.node
     words = f.how.method.embed(f, words)
     return _embedded(f, "encoder", words, rows=f.batch)
 
@@ -174,7 +177,7 @@ def head(f: Forward, x: Tensor, shared: Mapping[str, Tensor]) -> Tensor:
         x = f.layer_norm("decoder.layer_norm", x, spec.hidden_size)
     rows = spec.decoder_vocab_size or spec.vocab_size
     with f.t.scope("logits"):
-        return loss_of(f, f.add(_logits(f, x, rows), Tensor(rows, f.how.weights_bytes, None)))
+        return loss_of(f, f.add(_logits(f, x, rows), Tensor(rows, f.how.buffer_bytes, None)))
 
 
 def _logits(f: Forward, x: Tensor, rows: int) -> Tensor:
@@ -190,7 +193,7 @@ def _logits(f: Forward, x: Tensor, rows: int) -> Tensor:
 def _final_bias(f: Forward) -> dict[str, Shared]:
     """``final_logits_bias``, a buffer of the model."""
     rows = f.spec.decoder_vocab_size or f.spec.vocab_size
-    return {"final_logits_bias": Shared(numel=rows, itemsize=f.how.norm_bytes, buffer=True)}
+    return {"final_logits_bias": Shared(numel=rows, itemsize=f.how.buffer_bytes, buffer=True)}
 
 
 def compose(spec: ModelSpec) -> Composition:

@@ -31,10 +31,10 @@ def embeddings(f: Forward, ids: Tensor, shared: Mapping[str, Tensor]) -> Tensor:
 def layer(f: Forward, x: Tensor, shared: Mapping[str, Tensor]) -> Tensor:
     """``TransformerBlock.forward``: both sums are normalised, only the second has a dropout."""
     hidden, inner = f.spec.hidden_size, f.spec.intermediate_size
-    out, _weights = heads(f, x, ("attention.q_lin", "attention.k_lin", "attention.v_lin"))
-    out = f.linear("attention.out_lin", out, (hidden, hidden), bias=True, split="row")
-    out = f.sublayer("attention", out, x)
-    attended = f.layer_norm("sa_layer_norm", f.add(out, x), hidden)
+    attended, _weights = heads(f, x, ("attention.q_lin", "attention.k_lin", "attention.v_lin"))
+    attended = f.linear("attention.out_lin", attended, (hidden, hidden), bias=True, split="row")
+    attended = f.sublayer("attention", attended, x)
+    attended = f.layer_norm("sa_layer_norm", f.add(attended, x), hidden)
     out = _feed_forward(f, attended, hidden, inner)
     return f.layer_norm("output_layer_norm", f.add(out, attended), hidden)
 

@@ -92,7 +92,7 @@ def kernel(
         return f.attention(*parts, kv_heads=heads.kv_heads, dropout=0.0), ()
     if f.how.attention == "eager":
         return with_bias(f, parts, heads, itemsize) if alibi else eager(f, parts, heads, itemsize)
-    mask = shared["mask"] if alibi else Tensor(f.batch * f.seq * f.seq, 1, None)
+    mask = shared["mask"] if alibi else Tensor(f.batch * heads.seq * heads.kv_seq, 1, None)
     if kernel_for(parts[0].itemsize, heads, masked=True) == "math":
         return math(f.t, parts, heads, mask, autocast=f.how.autocast), ()
     return sdpa(f.t, *parts, heads, mask=mask), ()
@@ -150,7 +150,8 @@ def shared_tensors(f: Forward) -> Shareds:
     spec = f.spec
     turned = spec.position_embedding_type == "rope"
     kept = {**rotary_tables(f, saved=turned), **position_ids(f)}
-    tokens, itemsize, pairs = f.tokens, f.how.stream_bytes, f.seq * f.seq
+    tokens, itemsize = f.tokens, f.how.stream_bytes
+    pairs = f.seq * (f.seq + f.how.method.prefix_tokens)
     if not turned:
         heads = spec.num_attention_heads
         kept["ones"] = local(tokens, INDEX_BYTES)

@@ -24,7 +24,7 @@ def split_heads(f: Forward, fused: Tensor) -> Parts:
     width = fused.numel // (spec.query_dim + 2 * spec.kv_dim)
     queries, keys = width * spec.query_dim, width * spec.kv_dim
     if spec.new_decoder_architecture:
-        parts = _groups(t, fused, queries, keys)
+        parts = _groups(t, fused, queries, keys, single=spec.num_key_value_heads == 1)
     elif spec.num_key_value_heads == 1:
         parts = narrow(t, fused, queries), picked(t, fused, keys), picked(t, fused, keys)
     else:
@@ -34,9 +34,14 @@ def split_heads(f: Forward, fused: Tensor) -> Parts:
     return parts
 
 
-def _groups(t: Tape, fused: Tensor, queries: int, keys: int) -> Parts:
-    """Keys and values are repeated for their group, and all three are copied."""
+def _groups(t: Tape, fused: Tensor, queries: int, keys: int, *, single: bool) -> Parts:
+    """Keys and values are repeated for their group, and all three are copied by ``flatten``.
+
+    A ``single`` group is a dimension of one, which ``flatten`` joins to the next without a copy.
+    """
     q, k, v = narrow(t, fused, queries), picked(t, fused, keys), picked(t, fused, keys)
+    if single:
+        return q, _expanded(t, k, queries), _expanded(t, v, queries)
     return copy(t, q), repeated(t, k, queries), repeated(t, v, queries)
 
 
@@ -53,6 +58,13 @@ def picked(t: Tape, x: Tensor, numel: int) -> Tensor:
         return (t.new(full, itemsize),)
 
     return t.record(t.new(numel, itemsize), (x.node,), backward)
+
+
+def _expanded(t: Tape, x: Tensor, numel: int) -> Tensor:
+    """``broadcast_to`` alone: a view of ``numel`` elements; the gradient is summed."""
+    before, itemsize = x.numel, x.itemsize
+    out = Tensor(numel, itemsize, x.storage)
+    return t.record(out, (x.node,), lambda grad: (t.new(before, itemsize),))
 
 
 def repeated(t: Tape, x: Tensor, numel: int) -> Tensor:

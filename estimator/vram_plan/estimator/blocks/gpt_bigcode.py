@@ -32,6 +32,7 @@ def attention(f: Forward, x: Tensor) -> Tensor:
         fused = relayout(f.t, fused)
     parts = tuple(fused.numel * width // (hidden + 2 * kv) for width in (hidden, kv, kv))
     q, k, v = split(f.t, fused, parts)
+    q.by_token = spec.num_key_value_heads == 1  # else ``fused`` was, and a part of it is no copy
     del fused
     k, v = f.how.method.keys_values(f, k, v)
     out = attend(f, q, k, v, Written(wide_softmax=True))

@@ -64,6 +64,8 @@ def attend(
             how = replace(how, copied=how.copied.strip("kv"))
         out, f.held = written(f.t, q, k, v, heads, how)
         return out
+    if kernel == "sdpa" and mask is None and f.how.method.prefix_tokens:
+        return masked_sdpa(f, q, k, v)
     if kernel == "sdpa":
         out = sdpa(f.t, q, k, v, heads, mask=mask)
         itemsize = LOW_BYTES if f.how.autocast else q.itemsize
@@ -76,13 +78,19 @@ def attend(
 def attend_in_window(
     f: Forward, q: Tensor, k: Tensor, v: Tensor, how: Written, shared: Inputs
 ) -> Tensor:
-    """`attend` where a sequence longer than the window hands ``sdpa`` a boolean mask.
-
-    With a mask keys and values are repeated first (transformers 5.23.0
-    ``integrations/sdpa_attention.py``, ``use_gqa_in_sdpa``).
-    """
+    """`attend` where a sequence longer than the window hands ``sdpa`` a boolean mask."""
     if f.how.attention != "sdpa" or "window" not in shared:
         return attend(f, q, k, v, how)
+    return masked_sdpa(f, q, k, v)
+
+
+def masked_sdpa(f: Forward, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """``sdpa`` with booleans [batch, 1, seq, keys]: for a window, or behind a prefix.
+
+    Queries and keys differ in number there, so ``is_causal`` cannot say it (transformers 5.23.0
+    ``masking_utils.py``, ``_ignore_causal_mask_sdpa``). With a mask keys and values are repeated
+    first (``integrations/sdpa_attention.py``, ``use_gqa_in_sdpa``).
+    """
     heads = f.heads()
     mask = Tensor(f.batch * heads.seq * heads.kv_seq, 1, None)
     if heads.kv_heads != heads.heads:
@@ -118,10 +126,16 @@ def embed_positions(f: Forward, ids: Tensor, shared: Inputs) -> Tensor:
 
 
 def mask(f: Forward, *, always: bool = False) -> Shareds:
-    """The causal mask [batch, 1, seq, keys], which fused kernels do without."""
+    """The causal mask [batch, 1, seq, keys], which fused kernels do without.
+
+    Not sdpa behind a prefix: it has booleans, one sequence's for all.
+    """
+    prefix = f.how.method.prefix_tokens
+    if f.how.attention == "sdpa" and prefix and not always:
+        return {"mask": Shared(numel=f.seq * (f.seq + prefix), itemsize=1, saved=False)}
     if f.how.attention != "eager" and not always:
         return {}
-    numel = f.tokens * (f.seq + f.how.method.prefix_tokens)
+    numel = f.tokens * (f.seq + prefix)
     return {"mask": Shared(numel=numel, itemsize=f.how.stream_bytes, saved=False)}
 
 

@@ -161,7 +161,8 @@ def chunked_loss(f: Forward, x: Tensor, head: Head, outputs: int) -> Tensor:
     """Head and cross-entropy in checkpointed chunks of 256 tokens, in fp32.
 
     huggingface/trl ``trl/trainer/sft_trainer.py``, ``_chunked_cross_entropy_loss``: tokens are
-    sorted so that those with a label come first; every chunk casts the head's weight.
+    sorted so that those with a label come first; every chunk casts the head's weight. Their
+    gradients of it are one sum before that is added to an earlier micro-batch's.
     """
     t = f.t
     tokens, width = f.tokens - f.batch, x.numel // f.tokens
@@ -172,6 +173,9 @@ def chunked_loss(f: Forward, x: Tensor, head: Head, outputs: int) -> Tensor:
     chosen, labels = pick_rows(t, hidden, tokens), t.new(tokens, INDEX_BYTES)
     del hidden
     total = t.new(1, FP32_BYTES)
+    for p in head:
+        if p is not None:
+            p.shares = -(-tokens // CHUNK_TOKENS)
     for start in range(0, tokens, CHUNK_TOKENS):
         rows = min(CHUNK_TOKENS, tokens - start)
         part = narrow(t, chosen, rows * width)

@@ -114,8 +114,13 @@ def _kernel(
 
 
 def _where_causal(f: Forward, bias: Tensor) -> Tensor:
-    """``torch.where(causal, bias, lowest)``: keeps the condition."""
+    """``torch.where(causal, bias, lowest)``: keeps the condition.
+
+    Behind a prefix that is the model's mask, which has a row for every sequence; so has the result
+    (transformers 5.23.0 ``integrations/sdpa_attention.py``, ``create_position_bias_mask``).
+    """
     numel, itemsize = bias.numel, bias.itemsize
+    made = numel * (f.batch if f.how.method.prefix_tokens else 1)
     condition = f.t.new(f.seq * _own_keys(f), BOOLEAN_BYTES)
     kept = condition.storage
 
@@ -123,4 +128,4 @@ def _where_causal(f: Forward, bias: Tensor) -> Tensor:
         _ = kept
         return (f.t.new(numel, itemsize),)
 
-    return f.t.record(f.t.new(numel, itemsize), (bias.node,), backward)
+    return f.t.record(f.t.new(made, itemsize), (bias.node,), backward)

@@ -12,8 +12,8 @@ from vram_plan.estimator.ops.adapters import (
     clone,
     divide,
     product,
+    weight_cast,
     weight_copy,
-    weight_view,
     weights_product,
 )
 from vram_plan.estimator.ops.elementwise import FP32_BYTES, add, cast, scale
@@ -102,5 +102,5 @@ class AdaLora(LinearPairs):
         if not how.autocast:
             return f.product(product(t, x, down, self.rank), b, None, outputs)
         x, down = cast(t, x, LOW_BYTES), cast(t, down, LOW_BYTES)
-        up = cast(t, weight_view(t, b), LOW_BYTES)
+        up = weight_cast(t, b, LOW_BYTES)
         return product(t, product(t, x, down, self.rank), up, outputs)

@@ -11,8 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vram_plan.estimator.methods.targets import ALL_LINEAR, ATTENTION
-from vram_plan.estimator.ops.adapters import folded, weight_view
-from vram_plan.estimator.ops.elementwise import cast
+from vram_plan.estimator.ops.adapters import folded, weight_cast
 from vram_plan.estimator.ops.linear import AutocastWeight
 from vram_plan.estimator.tape import Param, Tape, Tensor
 
@@ -120,11 +119,7 @@ def paired(f: Forward, name: str, weight: Param, rank: int) -> Param:
     a = f.added_param(f"{name}.lora_A.weight", (rank * stack, inputs))
     b = f.added_param(f"{name}.lora_B.weight", (outputs, rank * stack))
     itemsize = weight.itemsize if stack > 1 else a.itemsize
-    left, right = _factor(t, b, itemsize), _factor(t, a, itemsize)
+    left, right = weight_cast(t, b, itemsize), weight_cast(t, a, itemsize)
     if t.work is not None:  # ``register_parametrization`` tries the product first
         t.work.hidden_product((outputs, rank, inputs), itemsize, batch=stack)
     return Computed(weight, folded(t, weight, left, right), t, (left, right))
-
-
-def _factor(t: Tape, pair: Param, itemsize: int) -> Tensor:
-    return cast(t, weight_view(t, pair), itemsize)

@@ -11,6 +11,7 @@ from vram_plan.estimator.methods.lora import BITSANDBYTES, FOUR_BIT
 from vram_plan.estimator.methods.whole import Frozen
 from vram_plan.estimator.ops.adapters import clone, weight_copy
 from vram_plan.estimator.ops.elementwise import FP32_BYTES, cast, mul
+from vram_plan.estimator.quantization import packs
 
 if TYPE_CHECKING:
     from vram_plan.estimator.config import TrainConfig
@@ -69,7 +70,7 @@ class Ia3(Frozen):
         inner = targets.is_feedforward(name, feedforward)
         factor = f.added_param(f"{name}.ia3_l", (1, shape[0]) if inner else (shape[1], 1))
         weights = weight_copy(f.t, factor)
-        if f.layer >= 0 and f.how.quantization in BITSANDBYTES:
+        if f.how.quantization in BITSANDBYTES and packs(f.spec, f.how, f.layer, f"{name}.weight"):
             return self._beside_packed(f, x, weights, base, inner=inner)
         if not inner:
             result = base(x)

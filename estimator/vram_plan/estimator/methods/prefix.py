@@ -27,6 +27,18 @@ UNSUPPORTED = {
 }
 """``model_type`` → why ``PrefixTuningConfig`` fails (PEFT 0.21.2 with transformers 5.23.0)."""
 
+NARROW_QUERIES = frozenset(
+    {
+        *("bart", "cohere", "gpt2", "gpt_bigcode", "gpt_neo", "gptj"),
+        *("marian", "mbart", "olmo", "olmo2", "opt", "pegasus"),
+    }
+)
+"""Queries that reach the kernel as autocast's products made them, in 16 bits.
+
+The others' rotary tables are fp32 under autocast and their queries with them, so that transformers
+5.23.0 casts queries, keys and values alike (``modeling_flash_attention_utils.py``).
+"""
+
 
 def prefix_width(spec: ModelSpec) -> int:
     """Width of the keys of one virtual token (``_prepare_prompt_learning_config`` of PEFT).
@@ -48,6 +60,15 @@ def prefix_problem(spec: ModelSpec) -> str:
         if (spec.num_decoder_layers or 0) > spec.num_hidden_layers:
             return "PEFT makes prefixes for as many blocks as its encoder has, which are too few"
     return reason
+
+
+def _meets_wide_keys(config: TrainConfig) -> bool:
+    """Whether queries stay in 16 bits while a cache in the model's fp32 widens the keys.
+
+    Quantized linears hand on their input's dtype, so queries are fp32 there.
+    """
+    plain = config.autocast and config.weights_dtype == "fp32" and config.quantization == "none"
+    return plain and config.model.model_type in NARROW_QUERIES
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +102,12 @@ class Prefix(Placed):
         if reason:
             raise ValueError(f"--method {method}: {model.name}: {reason}; choose --method lora")
         check_positions(config, self.tokens, config.seq_len)
+        if config.attention == "flash" and _meets_wide_keys(config):
+            raise ValueError(
+                f"--method {method} with --attention flash: under autocast the prefix makes fp32 "
+                f"keys beside {model.name}'s 16-bit queries, and flash attention wants one dtype "
+                "(flash_api.cpp); choose --attention sdpa or --weights-dtype bf16"
+            )
         if config.checkpointing != "none":
             raise ValueError(
                 f"--method {method} with --checkpointing {config.checkpointing}: PEFT's prefixes "

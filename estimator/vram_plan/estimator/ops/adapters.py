@@ -42,6 +42,16 @@ def weight_view(t: Tape, weight: Param) -> Tensor:
     return t.record(Tensor(weight.numel, weight.itemsize, None), (edge,), lambda grad: (grad,))
 
 
+def weight_cast(t: Tape, weight: Param, itemsize: int) -> Tensor:
+    """``weight.T`` in another type, as autocast's: no activation; back, a gradient."""
+    view = weight_view(t, weight)
+    if weight.itemsize == itemsize:
+        return view
+    numel, before = weight.numel, weight.itemsize
+    copied = t.new(numel, itemsize, "temporaries")
+    return t.record(copied, (view.node,), lambda grad: (t.new(numel, before, "gradients"),))
+
+
 def weight_quotient(t: Tape, weight: Param, divisor: Tensor) -> Tensor:
     """``weight / divisor`` with a divisor that needs no gradient, which is kept."""
     kept = divisor.storage

@@ -35,6 +35,7 @@ class Heads:
         dropout: probability of dropout on the attention probabilities.
         masked: a mask is passed: to eager attention always, to sdpa for windows that are shorter
             than the sequence.
+        mask_bytes: bytes per element of that mask for eager attention; 0: as the queries'.
         half: computed in fp16 (the only dtype the CUDA softmax upcasts by itself).
         autocast: matrix products and fused kernels run in 16 bits.
         by_head: queries lie in memory head by head (behind a ``cat``), and so does what flash
@@ -50,6 +51,7 @@ class Heads:
     value_dim: int
     dropout: float = 0.0
     masked: bool = False
+    mask_bytes: int = 0
     half: bool = False
     autocast: bool = False
     by_head: bool = False
@@ -139,7 +141,8 @@ def eager(
 
     ``eager_attention_forward`` of transformers 5.23.0 ``models/llama/modeling_llama.py``; of
     ``models/gemma2/modeling_gemma2.py`` with soft-``capped`` scores. The scores take the queries'
-    dtype after the softmax: fp32 under autocast, whose products are 16-bit. Returns the
+    dtype after the softmax: fp32 under autocast, whose products are 16-bit, unless the rotary
+    embedding casts queries back (OLMo); an fp32 mask widens them all the same. Returns the
     probabilities too.
     """
     itemsize = q.itemsize
@@ -148,7 +151,7 @@ def eager(
     if capped:
         weights = scale(t, tanh(t, scale(t, weights)))
     if s.masked:
-        weights = add(t, weights, Tensor(0, itemsize, None))
+        weights = add(t, weights, Tensor(0, s.mask_bytes or itemsize, None))
     weights = cast(t, softmax(t, weights, FP32_BYTES, half_to_float=s.half), itemsize)
     weights = dropout(t, weights, s.dropout)
     factors = low(t, weights, s, flat=True), low(t, values, s)

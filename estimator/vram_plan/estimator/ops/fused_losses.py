@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from vram_plan.estimator.ops.cross_entropy import INDEX_BYTES, log_softmax, nll_loss
 from vram_plan.estimator.ops.elementwise import FP32_BYTES, cast
 from vram_plan.estimator.ops.linear import LOW_BYTES, AutocastWeight, cached_cast
 from vram_plan.estimator.paging import brought_back
-from vram_plan.estimator.tape import Leaf, Param, Tape, Tensor
+from vram_plan.estimator.tape import Backward, Leaf, Param, Storage, Tape, Tensor
+from vram_plan.estimator.tensors import storages_in
 
 Chunk = Callable[[Tape, Tensor], Tensor]
 Cache = dict[str, Tensor]
@@ -141,6 +143,7 @@ def checkpointed(
     out_numel, out_bytes, meter = out.numel, out.itemsize, t.meter
 
     def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
+        nonlocal storage
         again = Tape(meter)
         again.component = t.component
         entered = Tensor(numel, itemsize, brought_back(t, 0, storage))
@@ -157,6 +160,8 @@ def checkpointed(
         assert made.node is not None
         node = made.node
         del made
+        _hold(again, storage)
+        storage = None
         again.backward(node, out_numel, out_bytes)
         arguments.clear()
         result, leaf.grad = leaf.grad, None
@@ -164,6 +169,26 @@ def checkpointed(
 
     out.node = None
     return t.record(out, (x.node or _ANCHOR,), backward, saves=(x, *given))
+
+
+def _hold(again: Tape, storage: Storage | None) -> None:
+    """Keep what a checkpoint saved until the last function that had saved something has run.
+
+    The hooks of its saved tensors name the checkpoint's frame, and that its arguments
+    (``_checkpoint_hook`` in torch 2.13.0 ``torch/utils/checkpoint.py``).
+    """
+    if again.work is not None:
+        return
+    for node in again.nodes:
+        fn = node.fn
+        cells = (fn.__closure__ if fn is not None else None) or ()
+        if fn is not None and any(storages_in(cell.cell_contents for cell in cells)):
+            node.fn = partial(_holding, fn, storage)
+            return
+
+
+def _holding(fn: Backward, storage: Storage | None, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return fn(grad)
 
 
 _ANCHOR = Leaf()
@@ -188,7 +213,8 @@ def widened(t: Tape, weight: Param, *, autocast: bool) -> Param:
     Under autocast the product casts it again: a transposed view, so the copy is not cached.
     """
     if autocast and weight.itemsize == FP32_BYTES:
-        return AutocastWeight(weight, t.new(weight.numel, LOW_BYTES, "temporaries"), t)
+        copy = t.new(weight.numel, LOW_BYTES, "temporaries")
+        return AutocastWeight(weight, copy, t, flipped=True)
     if weight.itemsize == FP32_BYTES:
         return weight
     return AutocastWeight(weight, t.new(weight.numel, FP32_BYTES, "temporaries"), t)

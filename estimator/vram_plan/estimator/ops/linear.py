@@ -13,8 +13,9 @@ def linear(
 
     Without a bias ``mm`` makes the weight's gradient before the input's, with one ``addmm`` makes
     input, weight, bias. The input's gradient is a view: three dimensions become two on the way in
-    (``aten/src/ATen/native/Linear.cpp``, torch 2.13.0). With ``keeps`` x is saved though W does
-    not learn, as by what ZeRO 3 puts in its place (DeepSpeed 0.19.8 ``runtime/zero/linear.py``).
+    (``aten/src/ATen/native/Linear.cpp``, torch 2.13.0); the weight's is one of its transpose.
+    With ``keeps`` x is saved though W does not learn, as by what ZeRO 3 puts in its place
+    (DeepSpeed 0.19.8 ``runtime/zero/linear.py``).
     """
     inputs = weight.numel // outputs
     tokens = x.numel // inputs
@@ -27,14 +28,14 @@ def linear(
 
     def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
         _ = kept
-        dw = t.new(w_numel, w_itemsize, "gradients") if trains and not biased else None
+        dw = t.new(w_numel, w_itemsize, "gradients").view() if trains and not biased else None
         if t.work is not None and dw is not None:
             t.work.product((outputs, tokens, inputs), x_itemsize)
         dx = t.new(x_numel, x_itemsize).view() if x_needs else None
         if t.work is not None and dx is not None:
             t.work.product((tokens, outputs, inputs), x_itemsize)
         if trains and biased:
-            dw = t.new(w_numel, w_itemsize, "gradients")
+            dw = t.new(w_numel, w_itemsize, "gradients").view()
             if t.work is not None:
                 t.work.product((outputs, tokens, inputs), x_itemsize)
         db = t.new(outputs, grad.itemsize, "gradients") if offset else None
@@ -73,11 +74,14 @@ def cached_cast(t: Tape, weight: Param, itemsize: int, cache: dict[str, Tensor])
 
 
 class AutocastWeight(Param):
-    """A weight copy in compute precision whose gradient is cast back to the weight's dtype."""
+    """A weight copy in compute precision whose gradient is cast back to the weight's dtype.
+
+    ``flipped``: the transposed weight was cast, so that the gradient is a view.
+    """
 
     __slots__ = ("copy",)
 
-    def __init__(self, weight: Param, copy: Tensor, tape: Tape) -> None:
+    def __init__(self, weight: Param, copy: Tensor, tape: Tape, *, flipped: bool = False) -> None:
         super().__init__(
             name=weight.name,
             numel=weight.numel,
@@ -88,7 +92,12 @@ class AutocastWeight(Param):
         self.copy = copy
         if copy.node is None and weight.trainable:
             numel, itemsize = weight.numel, weight.itemsize
-            tape.record(copy, (weight,), lambda grad: (tape.new(numel, itemsize, "gradients"),))
+
+            def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
+                back = tape.new(numel, itemsize, "gradients")
+                return (back.view() if flipped else back,)
+
+            tape.record(copy, (weight,), backward)
 
     def accumulate(self, grad: Tensor) -> None:
         """Hand the gradient to the copy's own backward, which casts it."""

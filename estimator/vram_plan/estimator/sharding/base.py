@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vram_plan.estimator.config import TrainConfig
-from vram_plan.estimator.ledger import Entry, Place
+from vram_plan.estimator.ledger import Entry
 from vram_plan.estimator.optimizers import States
 from vram_plan.estimator.quantization import SOURCES, packed_bytes
 from vram_plan.estimator.rank import Passes
@@ -108,10 +108,10 @@ def gradient_entries(rank: Rank) -> list[Entry]:
     ]
 
 
-def optimizer_entries(states: States) -> list[Entry]:
+def optimizer_entries(states: States, config: TrainConfig) -> list[Entry]:
     """Optimizer states and the largest temporary of the step."""
     return [
-        *state_entries(states),
+        *state_entries(states, config),
         Entry(
             component="temporaries",
             name="temporaries of the optimizer step",
@@ -123,27 +123,36 @@ def optimizer_entries(states: States) -> list[Entry]:
     ]
 
 
-def state_entries(states: States) -> list[Entry]:
-    """Optimizer states.
-
-    Paged ones are in managed memory: not PyTorch's, and moved to the host when the GPU is full.
-    """
-    places: tuple[tuple[str, int, Place], ...] = (
-        ("optimizer states", states.nbytes, "device"),
-        ("optimizer states (paged)", states.paged, "host"),
-    )
+def state_entries(states: States, config: TrainConfig) -> list[Entry]:
+    """Optimizer states."""
     return [
         Entry(
             component="optimizer_states",
-            name=name,
-            bytes=nbytes,
+            name="optimizer states",
+            bytes=states.nbytes,
             formula=states.formula,
             source=states.source,
             state=True,
-            place=place,
-        )
-        for name, nbytes, place in places
+        ),
+        paged_entry(states, config),
     ]
+
+
+def paged_entry(states: States, config: TrainConfig) -> Entry:
+    """States in managed memory: not PyTorch's, and moved to the host when the GPU is full.
+
+    A device map's GPUs are one process's; elsewhere every rank of a node has its own.
+    """
+    ranks = 1 if config.engine == "device-map" else config.gpus_per_node
+    return Entry(
+        component="optimizer_states",
+        name="optimizer states (paged)",
+        bytes=states.paged * ranks,
+        formula=f"{states.formula}; {states.paged:,} bytes a rank × {ranks} ranks of a node",
+        source=states.source,
+        state=True,
+        place="host",
+    )
 
 
 def clipping_entry(rank: Rank) -> Entry:

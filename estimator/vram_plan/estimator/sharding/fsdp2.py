@@ -95,8 +95,9 @@ class Timeline:
                 self._all_gather(unit, "of this block"),
             ),
             backward=tuple(backward),
-            kept=self._gathered_bytes(unit) if self.stays else 0,
-            gradients=0 if self.accumulates else self._shards_bytes(unit),
+            # The weights of a repeated block (ALBERT) stay once, and so do their gradients.
+            kept=self._gathered_bytes(unit) if self.stays and not link.segment.repeats else 0,
+            gradients=0 if self.accumulates or link.segment.repeats else self._shards_bytes(unit),
         )
 
     def _head(self, previous: Link | None) -> Beside:

@@ -55,7 +55,7 @@ def _entries(rank: Rank, shards: list[Weight], ranks: int, source: str, held: st
             state=True,
         ),
         _gradients(rank, learning, ranks),
-        *optimizer_entries(optimizer_states(config.optimizer, learning, scale=scale)),
+        *optimizer_entries(optimizer_states(config.optimizer, learning, scale=scale), config),
         clipping_entry(rank),
     ]
     if config.offload == "optimizer+params":
@@ -107,6 +107,8 @@ def _gradients(rank: Rank, learning: list[Weight], ranks: int) -> Entry:
 
 def _on_host(entry: Entry, config: TrainConfig) -> Entry:
     """The same in the memory of the node that the rank shares with its neighbours."""
+    if entry.place == "host":
+        return entry
     neighbours = min(config.gpus_per_node, config.gpus)
     return replace(
         entry,

@@ -30,7 +30,7 @@ def update_entries(rank: Rank, states: States) -> list[Entry]:
     """The states, and what one weight's update takes while the backward pass runs."""
     weights = rank.passes.inventory.weights
     return [
-        *state_entries(states),
+        *state_entries(states, rank.config),
         _temporary(rank, (w for w in weights if w.layered), _BLOCKS, "a block's weight"),
         _temporary(rank, (w for w in weights if not w.layered), _TABLES, "a table"),
     ]

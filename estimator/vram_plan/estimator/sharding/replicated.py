@@ -35,17 +35,17 @@ def entries(rank: Rank) -> list[Entry]:
     found = [
         *held,
         *gradient_entries(rank),
-        *optimizer_entries(states),
+        *optimizer_entries(states, config),
         clipping_entry(rank),
     ]
     if config.engine == "ddp":
         found.append(_buckets(rank))
     if config.grad_accum > 1:
-        found.append(_waiting(rank))
+        found.append(waiting_entry(rank))
     return found
 
 
-def _waiting(rank: Rank) -> Entry:
+def waiting_entry(rank: Rank) -> Entry:
     """A tied table's gradient from the head, which waits for the lookup's.
 
     Only their sum is added to the gradient of the micro-batches before; in the first micro-batch
@@ -72,8 +72,11 @@ def _waiting(rank: Rank) -> Entry:
 
 
 def _buckets(rank: Rank) -> Entry:
-    """Flat copies of all gradients; ``gradient_as_bucket_view`` is off by default."""
-    nbytes = rank.passes.inventory.nbytes(trainable=True)
+    """Flat copies of all gradients; ``gradient_as_bucket_view`` is off by default.
+
+    Left out: every bucket of 25 MiB is rounded up by itself.
+    """
+    nbytes = rank.passes.inventory.flat_bytes(trainable=True)
     return Entry(
         component="buffers",
         name="DDP gradient buckets",

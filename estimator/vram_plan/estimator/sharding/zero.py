@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from vram_plan.estimator.chain import Link
 from vram_plan.estimator.config import TrainConfig
 from vram_plan.estimator.ledger import Entry
-from vram_plan.estimator.sharding import onebit, zero0, zero1_wide, zero3, zero12
+from vram_plan.estimator.sharding import onebit, zero0, zero1_wide, zero3, zero12, zero_reduce
 from vram_plan.estimator.sharding.base import Rank
+from vram_plan.estimator.sharding.replicated import waiting_entry
+from vram_plan.estimator.sharding.zero3_links import with_gathered
 from vram_plan.estimator.sharding.zero_parts import REDUCTION, Shares
 from vram_plan.estimator.step import CLIPPING, OPTIMIZER_STEP, PASSES
 
@@ -22,8 +25,22 @@ def keeps_gradients(config: TrainConfig) -> bool:
     return not (config.zero == 1 and config.zero_sizes.overlap_comm)
 
 
+def links(rank: Rank) -> tuple[Link, ...]:
+    """The chain with what stages 1 to 3 hold beside its segments."""
+    shares = Shares(rank)
+    plain = rank.config.optimizer == "one-bit-adam" or zero1_wide.runs(shares)
+    if plain or not rank.config.zero:
+        return rank.passes.links
+    return with_gathered(shares) if rank.config.zero == 3 else zero_reduce.links(shares)
+
+
 def entries(rank: Rank) -> list[Entry]:
     """Everything but activations that one rank holds under DeepSpeed."""
+    found = _entries(rank)
+    return found if keeps_gradients(rank.config) else [*found, waiting_entry(rank)]
+
+
+def _entries(rank: Rank) -> list[Entry]:
     shares = Shares(rank)
     if rank.config.optimizer == "one-bit-adam":
         return onebit.entries(shares)

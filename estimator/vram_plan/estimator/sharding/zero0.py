@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 from vram_plan.estimator.ledger import Entry
 from vram_plan.estimator.optimizers import States, optimizer_states
+from vram_plan.estimator.sharding.base import paged_entry
 from vram_plan.estimator.sharding.zero12 import weight_entries
 from vram_plan.estimator.sharding.zero_moment import Candidate, moment_entries
 from vram_plan.estimator.sharding.zero_parts import DS, FP32, REDUCTION, Shares
@@ -33,6 +34,7 @@ def entries(shares: Shares) -> list[Entry]:
         *gradient_entries(shares),
         *_master_entries(shares),
         *optimizer_state_entries(states, freed=_copies(shares) - FP32 * shares.trainable),
+        paged_entry(states, shares.config),
         *_update_entries(shares),
         *moment_entries(shares, _reduction(shares), f"{DS}/engine.py allreduce_bucket"),
     ]

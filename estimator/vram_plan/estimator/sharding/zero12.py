@@ -12,7 +12,7 @@ where the device has no room), and buffers of ``round_robin_gradients``.
 from __future__ import annotations
 
 from vram_plan.estimator.ledger import Entry
-from vram_plan.estimator.sharding.base import packed_entries
+from vram_plan.estimator.sharding.base import packed_entries, paged_entry
 from vram_plan.estimator.sharding.zero_offload import flat_offload_entries
 from vram_plan.estimator.sharding.zero_parts import DS, FP32, FP64, REDUCTION, Shares
 from vram_plan.estimator.sharding.zero_reduce import bucket_entries, hooked, reached
@@ -92,6 +92,7 @@ def state_entries(shares: Shares, elements: int, *, freed: int) -> list[Entry]:
             source=states.source,
             state=True,
         ),
+        paged_entry(states, shares.config),
         Entry(
             component="temporaries",
             name="temporaries of the optimizer beyond the gradient copies it no longer needs",

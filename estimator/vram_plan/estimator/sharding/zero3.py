@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from vram_plan.estimator.ledger import Entry
 from vram_plan.estimator.quantization import SOURCES, packed_bytes
+from vram_plan.estimator.sharding.base import paged_entry
 from vram_plan.estimator.sharding.zero3_gathered import bucket_entries, gathered_entries
 from vram_plan.estimator.sharding.zero_offload import (
     divided_offload_entries,
@@ -78,7 +79,12 @@ def _weight_entries(shares: Shares) -> list[Entry]:
 
 
 def _packed_entries(shares: Shares) -> list[Entry]:
-    """Quantized weights: the codes are divided, their scales are on every rank."""
+    """Quantized weights: the codes are divided, their scales are on every rank.
+
+    Of 8-bit ones every rank holds the whole codes too: the layer's state refers to them, and its
+    forward pass puts them in the place of gathered ones (bitsandbytes 0.50.2
+    ``bitsandbytes/nn/modules.py`` Linear8bitLt.init_8bit_state, forward).
+    """
     config, codes, scales = shares.config, 0.0, 0.0
     per_code = 1.0 if config.quantization == "int8" else 0.5
     for weight in shares.inventory.packed():
@@ -95,12 +101,14 @@ def _packed_entries(shares: Shares) -> list[Entry]:
     if not codes:
         return []
     scale = shares.inventory.scale
+    whole = scales + (codes if config.quantization == "int8" else 0)
+    kept = "codes" if config.quantization == "int8" else "scales"
     return [
         Entry(
             component="weights",
-            name=f"frozen weights in {config.quantization}: partition of the codes, all scales",
-            bytes=round((codes / shares.ranks + scales) * scale),
-            formula=f"{codes * scale:,.0f} / {shares.ranks} + {scales * scale:,.0f} bytes",
+            name=f"frozen weights in {config.quantization}: partition of the codes, all {kept}",
+            bytes=round((codes / shares.ranks + whole) * scale),
+            formula=f"{codes * scale:,.0f} / {shares.ranks} + {whole * scale:,.0f} bytes",
             source=SOURCES[config.quantization],
             state=True,
         )
@@ -136,6 +144,7 @@ def _state_entries(shares: Shares, groups: list[int]) -> list[Entry]:
             source=states.source,
             state=True,
         ),
+        paged_entry(states, shares.config),
         Entry(
             component="temporaries",
             name="temporaries of the optimizer beyond the gradient copy it no longer needs",

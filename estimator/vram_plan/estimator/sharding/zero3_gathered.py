@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import lru_cache
 
+from vram_plan.estimator.choices import WHOLE_MODEL
 from vram_plan.estimator.ledger import Entry
-from vram_plan.estimator.sharding.zero_calls import module_calls
+from vram_plan.estimator.sharding.zero_calls import Course, module_calls
 from vram_plan.estimator.sharding.zero_gather import Gathered, Gathering, Limits
-from vram_plan.estimator.sharding.zero_layout import Layout, arrivals
+from vram_plan.estimator.sharding.zero_layout import Layout, Piece, arrivals
 from vram_plan.estimator.sharding.zero_moment import Candidate, fullest, moment_entries
 from vram_plan.estimator.sharding.zero_parts import (
     DS,
@@ -23,41 +24,37 @@ from vram_plan.estimator.sharding.zero_parts import (
     rounded,
     share,
 )
+from vram_plan.estimator.sharding.zero_profile import profile
 from vram_plan.estimator.sharding.zero_reduce import BACKWARD
-from vram_plan.estimator.step import (
-    BACKWARD_FIRST,
-    BACKWARD_LAST,
-    EMBEDDING_BACKWARD,
-    FORWARD,
-    LOSS,
-    LOSS_BACKWARD,
-    OPTIMIZER_STEP,
-    PASSES,
-    moments,
-)
+from vram_plan.estimator.simulate import RECOMPUTED
+from vram_plan.estimator.step import OPTIMIZER_STEP, PASSES
 
 GATHER = f"{DS}/zero/partitioned_param_coordinator.py"
 NORM_ELEMENTS = 250_000_000
 """Elements in fp64 at a time when gradients go to the host (``_constant_buffered_norm2``)."""
-_NOTHING = Gathered(peaks={}, running={}, closing={})
+READ_OUTSIDE = frozenset({"liger", "chunked"})
+"""Losses that multiply with the head's weight themselves."""
+_NOTHING = Gathered(peaks={}, running={}, closing={}, left={})
 
 
 def gathered_entries(shares: Shares, largest: int) -> list[Entry]:
-    """Small weights, whole from one update to the next, and those gathered for their modules."""
+    """Small weights, whole from one update to the next."""
     if shares.ranks == 1 and shares.config.offload != "optimizer+params":
         return []
     threshold = shares.config.zero_sizes.stage3_param_persistence_threshold
     small = [piece for piece in shares.pieces if piece.numel <= threshold]
-    kept = sum(
-        rounded(share(piece.numel, shares.ranks) * shares.ranks * piece.itemsize) for piece in small
+    sizes = [rounded(share(p.numel, shares.ranks) * shares.ranks * p.itemsize) for p in small]
+    kept = sum(sizes)
+    # The codes that a layer of 8 bits holds anyway take the gathered ones' place as it runs.
+    ran = sum(
+        size for piece, size in zip(small, sizes, strict=True) if not _in_codes(shares, piece)
     )
-    seen = gathered(shares)
     copies = 0 if shares.offloaded else _update_copies(shares, largest)
-    found = [
+    return [
         Entry(
             component="buffers",
             name="small weights kept whole",
-            bytes=kept,
+            bytes=ran,
             formula=f"{len(small):,} weights of at most {threshold:,} elements",
             source=f"{DS}/zero/parameter_offload.py mark_persistent_parameters",
             alive=frozenset({*PASSES, REDUCTION}),
@@ -71,19 +68,10 @@ def gathered_entries(shares: Shares, largest: int) -> list[Entry]:
             alive=frozenset({OPTIMIZER_STEP}),
         ),
     ]
-    for instant, nbytes in _by_instant(shares, seen).items():
-        found.append(
-            Entry(
-                component="temporaries",
-                name=f"weights gathered ({instant.replace('_', ' ')})",
-                bytes=nbytes,
-                formula="weights of running modules, of those needed again soon and of those "
-                "gathered ahead, with the buckets they are unpacked from",
-                source=GATHER,
-                alive=frozenset({instant}),
-            )
-        )
-    return found
+
+
+def _in_codes(shares: Shares, piece: Piece) -> bool:
+    return shares.config.quantization == "int8" and piece.itemsize == 1 and not piece.trainable
 
 
 def _update_copies(shares: Shares, largest: int) -> int:
@@ -102,18 +90,24 @@ def gathered(shares: Shares) -> Gathered:
         live=sizes.stage3_max_live_parameters,
         reuse=sizes.stage3_max_reuse_distance,
     )
-    return _simulate(
-        shares.layout,
-        limits,
-        sizes.stage3_param_persistence_threshold,
-        checkpointed=shares.config.checkpointing in {"full", "offload"},
-        flat=shares.ranks > 1,
+    threshold = sizes.stage3_param_persistence_threshold
+    return _simulate(shares.layout, limits, threshold, _course(shares), flat=shares.ranks > 1)
+
+
+def _course(shares: Shares) -> Course:
+    config = shares.config
+    runs = [link.run for link in shares.links]
+    return Course(
+        checkpointed=config.checkpointing in RECOMPUTED,
+        silent=tuple(profile(run).silent if run else frozenset() for run in runs),
+        outside=config.loss in READ_OUTSIDE,
+        wrapped=config.method not in WHOLE_MODEL,
     )
 
 
 @lru_cache(maxsize=256)
 def _simulate(
-    layout: Layout, limits: Limits, resident: int, *, checkpointed: bool, flat: bool
+    layout: Layout, limits: Limits, resident: int, course: Course, *, flat: bool
 ) -> Gathered:
     pieces = layout.pieces
     return Gathering(
@@ -121,42 +115,9 @@ def _simulate(
         nbytes=[rounded(piece.numel * piece.itemsize) for piece in pieces],
         resident=frozenset(n for n, piece in enumerate(pieces) if piece.numel <= resident),
         limits=limits,
-        calls=list(module_calls(layout, checkpointed=checkpointed)),
+        calls=list(module_calls(layout, course)),
         flat=flat,
     ).run()
-
-
-def _by_instant(shares: Shares, seen: Gathered) -> dict[str, int]:
-    """How much more is alive in every instant than without gathering.
-
-    The fullest segment may be another one than without: the largest sum of activations and
-    gathered weights counts, less the activations that the instant shows already.
-    """
-    layers = [i for i, link in enumerate(shares.links) if link.segment.kind == "layer"]
-    shown = moments(shares.links)
-    best: dict[str, int] = {}
-    for where, nbytes in seen.peaks.items():
-        direction, link, layer = where
-        kind = shares.links[link].segment.kind
-        if direction == "forward":
-            instant = LOSS if kind == "head" else FORWARD
-        elif kind == "layer":
-            last = layer or link == layers[-1]
-            instant = BACKWARD_LAST if last else BACKWARD_FIRST
-        else:
-            instant = LOSS_BACKWARD if kind == "head" else EMBEDDING_BACKWARD
-        alive = shares.alive(link, layer, backward=direction == "backward")
-        if instant == LOSS:
-            # Its weights are unpacked before the head runs: no logits exist by then.
-            unpacking = nbytes + shares.kept[link] + shares.entered[link]
-            best[FORWARD] = max(best.get(FORWARD, 0), unpacking)
-            nbytes = seen.running[where]
-        best[instant] = max(best.get(instant, 0), nbytes + alive)
-    without = {
-        instant: sum(moment.earlier.values()) + sum(moment.inside.values())
-        for instant, moment in shown.items()
-    }
-    return {instant: max(0, best[instant] - without.get(instant, 0)) for instant in best}
 
 
 def bucket_entries(shares: Shares) -> list[Entry]:

@@ -3,29 +3,88 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from vram_plan.estimator.sharding.zero_gather import Call
 from vram_plan.estimator.sharding.zero_layout import Key, Layout
 
-Opening = tuple[tuple[int, ...], bool]
-"""The weights of a module, and whether it begins (or ends)."""
+Opening = tuple[str, tuple[int, ...], bool]
+"""A module's path, its weights, and whether it begins (or ends)."""
+Silent = tuple[frozenset[str], ...]
+AGAIN = "again "
+"""Stands before the path of a module that runs forward again."""
 
 
-def module_calls(layout: Layout, *, checkpointed: bool) -> Iterator[Call]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Course:
+    """How the modules of a step run, beyond their order.
+
+    Attributes:
+        checkpointed: blocks run forward again before they go back.
+        silent: for every segment the modules through which no gradient passes, where known.
+        outside: the loss reads the head's weight without its module, so it is fetched and kept
+            by the model as a whole (DeepSpeed 0.19.8 ``runtime/zero/parameter_offload.py``
+            ZeROOrderedDict, ``register_external_parameter``).
+        wrapped: a module of PEFT's runs around that model.
+    """
+
+    checkpointed: bool = False
+    silent: Silent = ()
+    outside: bool = False
+    wrapped: bool = False
+
+
+def module_calls(layout: Layout, course: Course) -> Iterator[Call]:
     """Every module of one step, in order; weights are numbered as in ``layout.pieces``."""
     segments = list(_segments(layout))
+    table = _table(layout) if course.outside else ()
+    if table:
+        segments = [(where, _without(openings, table)) for where, openings in segments]
+        if course.wrapped:
+            yield Call(weights=(), where=("forward", *segments[0][0], ""), opens=True)
+        yield Call(weights=table, where=("forward", *segments[0][0], ""), opens=True)
     for where, openings in segments:
-        for weights, opens in openings:
-            yield Call(weights=weights, where=("forward", *where), opens=opens)
+        yield from _calls("forward", where, openings)
+    if table:
+        yield Call(weights=table, where=("forward", *segments[-1][0], ""), opens=False)
+        yield Call(weights=table, where=("backward", *segments[-1][0], ""), opens=True)
     for where, openings in reversed(segments):
         link = layout.structure[where[0]]
         if not link.returns:
             continue
-        if checkpointed and link.layered:
-            for weights, opens in openings:
-                yield Call(weights=weights, where=("backward", *where), opens=opens)
-        for weights, opens in reversed(openings):
-            yield Call(weights=weights, where=("backward", *where), opens=not opens)
+        if course.checkpointed and link.layered:
+            yield from _calls("backward", where, openings, AGAIN)
+        back = [(name, weights, not opens) for name, weights, opens in reversed(openings)]
+        quiet = course.silent[where[0]] if course.silent else frozenset()
+        yield from _calls("backward", where, [one for one in back if one[0] not in quiet])
+
+
+def _table(layout: Layout) -> tuple[int, ...]:
+    """The number of the head's matrix: the largest weight of the last segment."""
+    numbers: dict[Key, int] = {piece.key: n for n, piece in enumerate(layout.pieces)}
+    params = layout.structure[-1].params
+    if not params:
+        return ()
+    largest = max(params, key=lambda param: param.numel)
+    return (numbers[-1, -1, largest.name],)
+
+
+def _without(openings: list[Opening], table: tuple[int, ...]) -> list[Opening]:
+    return [
+        (name, tuple(w for w in weights if w not in table), opens)
+        for name, weights, opens in openings
+    ]
+
+
+def _calls(
+    direction: str, where: tuple[int, int], openings: list[Opening], before: str = ""
+) -> Iterator[Call]:
+    """A module without weights belongs to the time of the one with weights before it."""
+    current = next((name for name, weights, opens in openings if opens and weights), "")
+    for name, weights, opens in openings:
+        if opens and weights:
+            current = name
+        yield Call(weights=weights, where=(direction, *where, before + current), opens=opens)
 
 
 def _segments(layout: Layout) -> Iterator[tuple[tuple[int, int], list[Opening]]]:
@@ -35,10 +94,18 @@ def _segments(layout: Layout) -> Iterator[tuple[tuple[int, int], list[Opening]]]
             modules: dict[str, list[int]] = {"": []}
             for param in link.params:
                 key = (index, layer, param.name) if link.layered else (-1, -1, param.name)
+                if link.repeats:
+                    key = (_owner(layout, index), 0, param.name)
                 module = param.name.rpartition(".")[0]
                 if key in numbers:
                     modules.setdefault(module, []).append(numbers[key])
             yield (index, layer), list(_openings(modules))
+
+
+def _owner(layout: Layout, index: int) -> int:
+    """The later segment whose weights these repetitions run with."""
+    later = range(index, len(layout.structure))
+    return next(n for n in later if not layout.structure[n].repeats)
 
 
 def _openings(modules: dict[str, list[int]]) -> Iterator[Opening]:
@@ -51,12 +118,14 @@ def _openings(modules: dict[str, list[int]]) -> Iterator[Opening]:
         ]
         path = path if module else [""]
         while stack and stack[-1] not in path:
-            yield tuple(modules.get(stack.pop(), ())), False
+            done = stack.pop()
+            yield done, tuple(modules.get(done, ())), False
         for name in path:
             if name not in stack:
                 first = name not in opened
                 opened.append(name)
                 stack.append(name)
-                yield (tuple(modules.get(name, ())) if first else ()), True
+                yield name, (tuple(modules.get(name, ())) if first else ()), True
     while stack:
-        yield tuple(modules.get(stack.pop(), ())), False
+        done = stack.pop()
+        yield done, tuple(modules.get(done, ())), False

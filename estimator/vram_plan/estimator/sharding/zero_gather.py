@@ -15,8 +15,8 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-Where = tuple[str, int, int]
-"""Pass, link, layer."""
+Where = tuple[str, int, int, str]
+"""Pass, link, layer, module."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +26,7 @@ class Gathered:
     peaks: dict[Where, int]
     running: dict[Where, int]
     closing: dict[int, int]
+    left: dict[tuple[str, int, int], int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +35,7 @@ class Call:
 
     Attributes:
         weights: what it owns, by number.
-        where: (pass, link, layer), to look the moment up afterwards.
+        where: (pass, link, layer, module), to look the moment up afterwards.
         opens: it begins here (its weights are gathered); else it ends here.
     """
 
@@ -76,8 +77,9 @@ class Gathering:
         resident: weights that stay gathered during the passes.
         flat: gathered weights are unpacked from a flat buffer (more than one rank).
         peaks: most bytes gathered in every place.
-        running: bytes gathered once its last module has its weights and runs.
+        running: most bytes gathered once a module there has its weights and runs.
         closing: weight → bytes gathered when its gradient is there, before its module frees it.
+        left: (pass, link, layer) → bytes gathered when its last module is through.
     """
 
     numels: Sequence[int]
@@ -89,6 +91,7 @@ class Gathering:
     peaks: dict[Where, int] = field(default_factory=dict)
     running: dict[Where, int] = field(default_factory=dict)
     closing: dict[int, int] = field(default_factory=dict)
+    left: dict[tuple[str, int, int], int] = field(default_factory=dict)
     live: int = 0
     available: int = 0
     gathered: set[int] = field(default_factory=set)
@@ -116,8 +119,11 @@ class Gathering:
                 self._release(call, step)
             self._change(0, call)
             if call.opens:
-                self.running[call.where] = self.live
-        return Gathered(peaks=self.peaks, running=self.running, closing=self.closing)
+                self.running[call.where] = max(self.running.get(call.where, 0), self.live)
+            self.left[call.where[:3]] = self.live
+        return Gathered(
+            peaks=self.peaks, running=self.running, closing=self.closing, left=self.left
+        )
 
     def _fetch(self, call: Call, step: int) -> None:
         missing = [w for w in call.weights if w not in self.gathered and w not in self.buckets]
@@ -131,6 +137,8 @@ class Gathering:
             weight, used = self.queue.popleft()
             self.fetched_for[weight] = used
         self._prefetch(call)
+        if call.where[0] == "backward":
+            self.closing.update(dict.fromkeys(call.weights, self.live))
 
     def _prefetch(self, call: Call) -> None:
         most = min(self.limits.live - self.available, self.limits.prefetch)

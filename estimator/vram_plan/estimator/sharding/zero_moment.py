@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vram_plan.estimator.ledger import Entry
+from vram_plan.estimator.sharding.replicated import waiting_entry
 from vram_plan.estimator.sharding.zero_layout import Piece
 from vram_plan.estimator.sharding.zero_parts import REDUCTION, Shares
 from vram_plan.estimator.simulate import Bytes
@@ -20,13 +21,11 @@ class Candidate:
         at: the weight whose gradient arrives; None once the backward pass is over.
         copied: bytes of the flat copy it makes.
         held: bytes of what else is there: a partition's gradients, gathered weights.
-        later: the fullest moment of the segment from that weight's gradient on, not its arrival.
     """
 
     at: Piece | None
     copied: int
     held: int
-    later: bool = False
 
 
 def fullest(shares: Shares, candidates: Sequence[Candidate]) -> Candidate:
@@ -37,25 +36,23 @@ def fullest(shares: Shares, candidates: Sequence[Candidate]) -> Candidate:
         if candidate.at is not None:
             alive = shares.kept[candidate.at.link]
             alive += candidate.at.layer * shares.saved[candidate.at.link]
-            alive += sum(inside(shares, candidate.at, later=candidate.later).values())
+            alive += sum(inside(shares, candidate.at).values()) + _waiting(shares, candidate.at)
         return alive + candidate.copied + candidate.held
 
     return max(candidates, key=total)
 
 
-def inside(shares: Shares, at: Piece, *, later: bool = False) -> Bytes:
+def inside(shares: Shares, at: Piece) -> Bytes:
     """Bytes by component in the segment of a weight when its gradient arrives.
 
     The segment's own gradients are in the bucket by then, except the one that arrives. Where the
     moment is not known, the fullest one of the segment stands for it.
     """
-    if later:
-        return {**shares.links[at.link].cost.later, "gradients": 0}
     found = shares.arriving.get((at.link, at.key[2]), shares.links[at.link].cost.backward)
     return {**found, "gradients": shares.width * at.numel}
 
 
-def activations_at(shares: Shares, at: Piece | None, *, later: bool = False) -> Bytes:
+def activations_at(shares: Shares, at: Piece | None) -> Bytes:
     """What earlier segments keep, and what this one has at that moment."""
     if at is None:
         return {}
@@ -63,8 +60,15 @@ def activations_at(shares: Shares, at: Piece | None, *, later: bool = False) -> 
     for link in shares.links[: at.link]:
         _add(alive, link.cost.saved, link.count)
     _add(alive, shares.links[at.link].cost.saved, at.layer)
-    _add(alive, inside(shares, at, later=later), 1)
+    _add(alive, inside(shares, at), 1)
+    _add(alive, {"gradients": _waiting(shares, at)}, 1)
     return alive
+
+
+def _waiting(shares: Shares, at: Piece) -> int:
+    """A tied table's gradient from the head, until the lookup's joins it."""
+    behind = shares.links[at.link].segment.kind == "embedding"
+    return 0 if behind else waiting_entry(shares.rank).bytes
 
 
 def _add(total: Bytes, part: Bytes, times: int) -> None:
@@ -91,7 +95,7 @@ def moment_entries(shares: Shares, chosen: Candidate, source: str) -> list[Entry
             source=TAPE_SOURCE,
             alive=alive,
         )
-        for component, nbytes in activations_at(shares, chosen.at, later=chosen.later).items()
+        for component, nbytes in activations_at(shares, chosen.at).items()
     ]
     entries.append(
         Entry(

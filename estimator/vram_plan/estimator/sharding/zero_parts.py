@@ -117,24 +117,6 @@ class Shares:
         return tuple(found)
 
     @cached_property
-    def inside(self) -> tuple[tuple[int, int], ...]:
-        """Bytes at the fullest moment of every segment's forward and backward pass."""
-        return tuple(
-            (sum(link.cost.forward.values()), sum(link.cost.backward.values()))
-            for link in self.links
-        )
-
-    def alive(self, link: int, layer: int, *, backward: bool) -> int:
-        """Bytes of activations at the fullest moment of one segment's pass."""
-        return self.kept[link] + layer * self.saved[link] + self.inside[link][backward]
-
-    @cached_property
-    def entered(self) -> tuple[int, ...]:
-        """Bytes of the tensor that every segment reads."""
-        inputs = [link.run.entered if link.run else None for link in self.links]
-        return tuple(rounded(one.nbytes) if one else 0 for one in inputs)
-
-    @cached_property
     def arriving(self) -> dict[tuple[int, str], Bytes]:
         """(link, weight) → bytes by component in its segment when its gradient arrives."""
         return {

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from vram_plan.estimator.chain import Link
 from vram_plan.estimator.ledger import Entry
-from vram_plan.estimator.sharding.zero_layout import Arrival, Piece, arrivals, departures
+from vram_plan.estimator.sharding.zero_beside import with_bucket
+from vram_plan.estimator.sharding.zero_layout import Arrival, arrivals, departures
 from vram_plan.estimator.sharding.zero_moment import Candidate, fullest, moment_entries
 from vram_plan.estimator.sharding.zero_parts import DS, FP64, REDUCTION, Shares
 from vram_plan.estimator.step import (
     BACKWARD_FIRST,
     BACKWARD_LAST,
     EMBEDDING_BACKWARD,
-    LOSS_BACKWARD,
     PASSES,
 )
 
@@ -41,19 +42,18 @@ def reached(shares: Shares) -> Iterator[str]:
         yield EMBEDDING_BACKWARD
 
 
+def links(shares: Shares) -> tuple[Link, ...]:
+    """The chain with the bucket beside what goes back while it is there."""
+    if _stays(shares):
+        return shares.links
+    return with_bucket(shares, _bucket(shares))
+
+
 def bucket_entries(shares: Shares) -> list[Entry]:
-    """The bucket, and the fullest moment of its reduction."""
-    sizes, width = shares.config.zero_sizes, shares.width
-    buffers = 2 if sizes.overlap_comm else 1
-    elements = sizes.reduce_bucket_size
-    if not sizes.contiguous_gradients and not shares.offloaded:
-        buffers, elements = 1, min(elements, shares.trainable)
-    wide = shares.grad_width if shares.config.zero == 1 else width
-    formula = f"{buffers} × {elements:,} elements · {wide} bytes"
-    found = _bucket(shares, buffers * elements * wide, formula)
+    """The fullest moment of a reduction, and the bucket; `links` has it beside the segments."""
     chosen = fullest(shares, list(_candidates(shares)))
     return [
-        *found,
+        _bucket(shares),
         *moment_entries(shares, chosen, f"{SOURCE} allreduce_bucket"),
         Entry(
             component="gradients",
@@ -66,52 +66,26 @@ def bucket_entries(shares: Shares) -> list[Entry]:
     ]
 
 
-def _bucket(shares: Shares, nbytes: int, formula: str) -> list[Entry]:
-    """The bucket from the first gradient on; within the head's backward pass, what it adds."""
-    filled = _filled(shares)
-    found = [
-        Entry(
-            component="buffers",
-            name="reduce bucket",
-            bytes=nbytes,
-            formula=formula,
-            source=f"{SOURCE} setup_buckets",
-            alive=frozenset({*filled, REDUCTION}),
-        )
-    ]
-    first = _first(shares)
-    if first is None or hooked(shares) or LOSS_BACKWARD in filled:
-        return found
-    cost = shares.links[first.link].cost
-    more = nbytes + sum(cost.later.values()) - sum(cost.backward.values())
-    return [
-        *found,
-        Entry(
-            component="buffers",
-            name="reduce bucket, beyond the fullest moment before it is made",
-            bytes=max(0, more),
-            formula=f"{formula}, from the head's first gradient on",
-            source=f"{SOURCE} setup_buckets",
-            alive=frozenset({LOSS_BACKWARD}),
-        ),
-    ]
+def _bucket(shares: Shares) -> Entry:
+    sizes, width = shares.config.zero_sizes, shares.width
+    buffers = 2 if sizes.overlap_comm else 1
+    elements = sizes.reduce_bucket_size
+    if not sizes.contiguous_gradients and not shares.offloaded:
+        buffers, elements = 1, min(elements, shares.trainable)
+    wide = shares.grad_width if shares.config.zero == 1 else width
+    return Entry(
+        component="buffers",
+        name="reduce bucket",
+        bytes=buffers * elements * wide,
+        formula=f"{buffers} × {elements:,} elements · {wide} bytes",
+        source=f"{SOURCE} setup_buckets",
+        alive=frozenset({*PASSES, REDUCTION} if _stays(shares) else {REDUCTION}),
+    )
 
 
-def _first(shares: Shares) -> Piece | None:
-    """The weight of the head whose gradient is the first of all; None where the head is frozen."""
-    last = shares.trained[-1] if shares.trained else None
-    return last if last and shares.links[last.link].segment.kind == "head" else None
-
-
-def _filled(shares: Shares) -> tuple[str, ...]:
-    """When the bucket is there: stage 1 makes it in the first micro-batch, frees it in the last.
-
-    In a micro-batch the first gradient makes it, which may be one before the first block.
-    """
-    if shares.config.zero == 1 and shares.config.grad_accum > 1:
-        return PASSES
-    kinds = {shares.links[piece.link].segment.kind for piece in shares.trained}
-    return BACKWARD if kinds - {"embedding"} else (EMBEDDING_BACKWARD,)
+def _stays(shares: Shares) -> bool:
+    """Stage 1 makes the bucket in the first micro-batch and frees it in the last."""
+    return shares.config.zero == 1 and shares.config.grad_accum > 1
 
 
 def _candidates(shares: Shares) -> Iterator[Candidate]:
@@ -139,10 +113,6 @@ def _during_backward(shares: Shares) -> Iterator[Candidate]:
     """Stage 2: a rank's partition is allocated by the first reduction that reaches it."""
     moves = shares.config.zero == 1 and shares.config.grad_accum > 1
     held = left = 0
-    first = _first(shares)
-    if first is not None:
-        yield Candidate(at=first, copied=0, held=0)
-        yield Candidate(at=first, copied=0, held=0, later=True)
     for r in _arrivals(shares):
         left += shares.width * r.elements if moves else 0
         copied = max(0, _copied(shares, r) - left)
