@@ -4,10 +4,12 @@ from typing import Any
 
 import pytest
 
+from vram_plan.bench.instants import instants_of
 from vram_plan.bench.trace import TraceConfig, trace_step
 from vram_plan.bench.translate import trace_config
 from vram_plan.estimator.planner import plan_config
 from vram_plan.estimator.resolve import resolve
+from vram_plan.estimator.step import EMBEDDING_BACKWARD
 from vram_plan.profiles.hf_config import from_hf_config
 
 LLAMA = {
@@ -49,6 +51,24 @@ def test_equals_the_trace(name: str) -> None:
     planned, trace = plan_config(config).memory, trace_step(trace_config(config, raw))
     # Rotary frequencies, the loss, its gradient, sums of chunks: blocks of the smallest size.
     assert planned.allocated_bytes == pytest.approx(trace.peak_bytes, abs=9 * 512)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize(
+    ("loss", "seq_len"), [("hf", 192), ("chunked", 192), ("chunked", 64), ("liger", 192)]
+)
+def test_a_tied_head_waits_for_the_lookup(loss: str, seq_len: int, precision: str) -> None:
+    """A view is summed with the lookup's gradient into a third table, anything else in place."""
+    raw = LLAMA | {"tie_word_embeddings": True}
+    options = BASE | {"loss": loss, "seq_len": seq_len, "precision": precision, "method": "full"}
+    config = resolve(from_hf_config(raw, name="test", source="test"), options)
+    trace = trace_step(trace_config(config, raw))
+    traced = {
+        instant.name: instant.bytes for instant in instants_of(trace.events, trace.start_blocks)
+    }
+    ledger = plan_config(config).memory.ledger
+    planned = sum(entry.bytes for entry in ledger.at(EMBEDDING_BACKWARD))
+    assert planned == pytest.approx(traced[EMBEDDING_BACKWARD], abs=9 * 512)
 
 
 def test_a_prefix_widens_keys_beside_narrow_queries() -> None:

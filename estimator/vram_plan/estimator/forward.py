@@ -20,6 +20,7 @@ from vram_plan.estimator.ops.norm import (
 from vram_plan.estimator.ops.quantized import dequantized_linear, int8_linear
 from vram_plan.estimator.quantization import packs
 from vram_plan.estimator.tape import Param, Tape, Tensor
+from vram_plan.estimator.tied import waits_as_view
 from vram_plan.estimator.treatment import Treatment
 from vram_plan.profiles.model import ModelSpec
 
@@ -237,8 +238,7 @@ class Forward:
         if not again and name == "embed_tokens" and self.spec.tie_word_embeddings:
             again = "head"
         table.accumulates |= bool(again)
-        # Autocast casts a head's gradient back to fp32, which makes a tensor that is no view.
-        joins = again == "head" and not (self.how.autocast and table.itemsize > LOW_BYTES)
+        joins = again == "head" and waits_as_view(self.how, table, self.tokens - self.batch)
         out = embedding(self.t, ids, table, width, joins=joins)
         if self.input_gradients and out.node is None and name.endswith("embed_tokens"):
             out.node = LeafVariable(out.storage)

@@ -17,6 +17,7 @@ from vram_plan.estimator.ops.elementwise import (
 )
 from vram_plan.estimator.ops.embedding import LeafVariable
 from vram_plan.estimator.ops.fused_losses import (
+    CHUNK_TOKENS,
     Chunk,
     checkpointed,
     entropy_beside_loss,
@@ -29,7 +30,6 @@ from vram_plan.estimator.ops.fused_losses import (
 from vram_plan.estimator.ops.linear import linear
 from vram_plan.estimator.tape import Param, Tape, Tensor
 
-CHUNK_TOKENS = 256
 Head = tuple[Param, Param | None]
 """Weight and bias of the projection to the vocabulary."""
 

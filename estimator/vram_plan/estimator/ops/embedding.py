@@ -7,9 +7,9 @@ def embedding(t: Tape, indices: Tensor, table: Param, width: int, *, joins: bool
     """``torch.nn.Embedding``: keeps the indices; its gradient is a dense table.
 
     ``embedding_dense_backward`` (torch 2.13.0) fills a tensor of the whole table's size even when
-    a batch touches few rows. ``joins``: a tied head's gradient waits for it. That one is a view
-    (``TBackward``), which the engine never adds to in place (``input_buffer.cpp``,
-    ``can_accumulate_inplace``), so their sum is a third table.
+    a batch touches few rows. ``joins``: a tied head's gradient waits for it, a view that is
+    never added to in place (``input_buffer.cpp``, ``can_accumulate_inplace``), so their sum is a
+    third table.
     """
     out = t.new(indices.numel * width, table.itemsize)
     if not table.trainable:

@@ -12,6 +12,8 @@ from vram_plan.estimator.paging import brought_back
 from vram_plan.estimator.tape import Backward, Leaf, Param, Storage, Tape, Tensor
 from vram_plan.estimator.tensors import storages_in
 
+CHUNK_TOKENS = 256
+"""Of TRL's chunked loss (huggingface/trl ``trl/trainer/sft_trainer.py``)."""
 Chunk = Callable[[Tape, Tensor], Tensor]
 Cache = dict[str, Tensor]
 Given = tuple[Tensor | Param | None, ...]
