@@ -1,7 +1,6 @@
 """From a measured row to the options of a plan.
 
-Nothing is guessed: what a row does not state is left to the option's default, and what the plan has
-no option for is said, so that the row can be listed as skipped with the reason.
+What a row does not state is left to the option's default; what the plan has no option for is said.
 """
 
 from __future__ import annotations
