@@ -9,7 +9,7 @@ from torch.utils import checkpoint
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vram_plan.bench.trace.modules import ModulePaths
-from vram_plan.bench.trace.roles import is_weight
+from vram_plan.bench.trace.roles import is_laid_out, is_weight
 from vram_plan.bench.trace.rules import DeviceRules
 from vram_plan.bench.trace.storages import StorageLog, tensors_in
 
@@ -101,10 +101,14 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
         if known in ("weights", "temporaries"):
             made.role = "temporaries"
 
-    def _reads_weight(self, operands: Any) -> bool:
-        """A product with a weight is the gradient of its input, though it be of the same shape."""
+    def _reads_weight(self, operands: Any, shape: tuple[int, ...]) -> bool:
+        """A product with a weight is the gradient of its input, though it be of the same shape.
+
+        Where weights are multiplied, as low-rank pairs are, the other one has another shape.
+        """
         blocks = (self.log.block_of(tensor) for tensor in tensors_in(operands))
-        return any(block is not None and is_weight(block) for block in blocks)
+        weights = (block for block in blocks if block is not None and is_weight(block))
+        return any(is_laid_out(shape, weight.shape) for weight in weights)
 
     def _note(self, func: Any, args: Any, result: Any, path: str, in_node: bool) -> None:
         log = self.log
@@ -118,7 +122,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
             block = log.see(tensor, name, path, self.rules.size_bytes(func, tensor))
             if block is not None:
                 block.in_backward = in_node
-                if block.role == "gradients" and self._reads_weight(args):
+                if block.role == "gradients" and self._reads_weight(args, block.shape):
                     block.role = "temporaries"
                 if self.paths.engine:
                     block.component = "buffers"

@@ -19,7 +19,7 @@ import torch
 from vram_plan.bench.trace.modules import ModulePaths
 from vram_plan.bench.trace.timeline import Block
 
-__all__ = ["Roles", "is_weight", "made_for"]
+__all__ = ["Roles", "is_laid_out", "is_weight", "made_for"]
 
 _PASSES = ("forward", "loss", "backward")
 #: bitsandbytes' operators that write a weight out.
