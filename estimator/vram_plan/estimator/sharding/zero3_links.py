@@ -1,14 +1,15 @@
 """ZeRO-3's chain: every block's fullest moment with the weights that are gathered meanwhile.
 
-Gathered weights come and go with the modules of a block, and layer by layer otherwise, so every
-layer is a link of its own here. Source: DeepSpeed 0.19.8
+Gathered weights come and go with the modules of a block, and layer by layer otherwise, so layers
+beside which the same is gathered are a link here. Source: DeepSpeed 0.19.8
 ``deepspeed/runtime/zero/partitioned_param_coordinator.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import groupby
 
 from vram_plan.estimator.chain import Link
 from vram_plan.estimator.ledger import Entry
@@ -23,6 +24,7 @@ __all__ = ["with_gathered"]
 
 _Moment = tuple[int, Bytes]
 """Bytes gathered, and what the segment itself holds."""
+_NOTHING: _Moment = (0, {})
 
 
 def with_gathered(shares: Shares) -> tuple[Link, ...]:
@@ -30,31 +32,43 @@ def with_gathered(shares: Shares) -> tuple[Link, ...]:
     seen = gathered(shares)
     if not seen.peaks:
         return shares.links
-    return tuple(
-        dressed
-        for index, link in enumerate(shares.links)
-        for layer in range(link.count)
-        for dressed in _layer(link, (index, layer), seen)
-    )
+    chain = enumerate(shares.links)
+    return tuple(dressed for index, link in chain for dressed in _dressed(link, index, seen))
 
 
-def _layer(link: Link, at: tuple[int, int], seen: Gathered) -> Iterator[Link]:
-    first = link.first + at[1] if link.first >= 0 else link.first
-    one = replace(link, count=1, first=first)
+def _dressed(link: Link, index: int, seen: Gathered) -> Iterator[Link]:
+    """A link, in pieces where its layers differ in what is gathered beside them."""
     if link.run is None:
-        yield one
+        yield link
         return
-    known, cost = profile(link.run), link.cost
-    ahead = _fullest(seen, known.forward, ("forward", *at))
+    known, backward = profile(link.run), link.cost.backward
     if link.segment.kind == "head":
-        before, ahead = _head(seen, known.forward, ("forward", *at))
+        at = ("forward", index, 0)
+        before, ahead = _head(seen, known.forward, at)
         yield _before_loss(link, before)
-    back = _fullest(seen, known.backward, ("backward", *at)) if cost.backward else (0, {})
-    yield replace(
-        one,
-        cost=replace(cost, forward=ahead[1], backward=back[1]),
-        beside_forward=_held(ahead[0]),
-        beside_backward=_held(back[0]),
+        back = _fullest(seen, known.backward, ("backward", index, 0)) if backward else _NOTHING
+        yield _piece(link, (ahead, back), range(1))
+        return
+
+    def moments(layer: int) -> tuple[_Moment, _Moment]:
+        ahead = _fullest(seen, known.forward, ("forward", index, layer))
+        back = _fullest(seen, known.backward, ("backward", index, layer)) if backward else _NOTHING
+        return ahead, back
+
+    for alike, layers in groupby(range(link.count), key=moments):
+        yield _piece(link, alike, list(layers))
+
+
+def _piece(link: Link, moments: tuple[_Moment, _Moment], layers: Sequence[int]) -> Link:
+    """Layers of a link beside which the same is gathered."""
+    (ahead, forward), (back, backward) = moments
+    return replace(
+        link,
+        count=len(layers),
+        first=link.first + layers[0] if link.first >= 0 else link.first,
+        cost=replace(link.cost, forward=forward, backward=backward),
+        beside_forward=_held(ahead),
+        beside_backward=_held(back),
     )
 
 
