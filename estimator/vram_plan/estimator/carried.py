@@ -170,7 +170,7 @@ def waiting_gradient(tape: Tape, numel: int, itemsize: int) -> Tensor:
 
 
 def asked_for(nodes: Iterable[Node], made: Iterable[tuple[str, Boundary, Node | None]]) -> int:
-    """Bytes of tensors that were asked for their gradient, and of these gradients.
+    """Bytes of tensors that were asked for their gradient; it takes as many.
 
     A leaf's ``AccumulateGrad`` names it, and the graph lives as long as the loss does.
     """
@@ -179,4 +179,4 @@ def asked_for(nodes: Iterable[Node], made: Iterable[tuple[str, Boundary, Node | 
     for _, boundary, node in made:
         if isinstance(node, LeafVariable):
             sizes[id(node)] = -(-boundary.nbytes // ROUNDING_BYTES) * ROUNDING_BYTES
-    return 2 * sum(sizes.values())
+    return sum(sizes.values())

@@ -85,6 +85,7 @@ class Cost:
         kept: names of carried tensors whose bytes are in ``saved``.
         host: bytes it sends to host memory until its backward pass.
         attached: bytes among ``saved`` that live until the whole backward pass is over.
+        asked: bytes of gradients of tensors that are no weights, which live as long.
         early: bytes of weight gradients that the loss itself makes.
         waiting: such bytes where a gradient is there already: they wait for the segment's own,
             and are added to it in place.
@@ -103,6 +104,7 @@ class Cost:
     kept: frozenset[str] = frozenset()
     host: int = 0
     attached: int = 0
+    asked: int = 0
     early: int = 0
     waiting: int = 0
     keeps_input: bool = False

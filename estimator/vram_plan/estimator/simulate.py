@@ -94,6 +94,7 @@ def play(run: Run, watcher: Watcher | None = None, work: WorkLog | None = None) 
         kept=kept,
         host=host,
         attached=sum(storage.nbytes for storage in set(f.t.attached)) + first.leaves,
+        asked=first.leaves,
         early=early_gradients(f) if run.keeps_gradients else 0,
         waiting=0 if run.keeps_gradients else early_gradients(f),
         keeps_input=keeps_input,

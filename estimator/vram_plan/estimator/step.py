@@ -66,6 +66,7 @@ def _all_moments(links: tuple[Link, ...]) -> Iterator[Moment]:
     early = sum(link.cost.early * link.count for link in links)
     waiting_after = _suffix_sums([link.cost.waiting * link.count for link in links])
     attached_after = _suffix_sums([link.cost.attached * link.count for link in links])
+    asked_after = _suffix_sums([link.cost.asked * link.count for link in links])
     for i, link in enumerate(links):
         cost, kind = link.cost, link.segment.kind
         before_last = _plus(earlier, cost.saved, link.count - 1)
@@ -86,7 +87,7 @@ def _all_moments(links: tuple[Link, ...]) -> Iterator[Moment]:
             waiting = waiting_after[0] - waiting_after[i]
             later = gradients_after[i + 1] + early + waiting
             last = _instant(kind, i >= last_block)
-            attached = {"activations": attached_after[i + 1]}
+            attached = {"activations": attached_after[i + 1], "temporaries": asked_after[i + 1]}
             yield Moment(
                 instant=last,
                 where=where,
@@ -98,6 +99,7 @@ def _all_moments(links: tuple[Link, ...]) -> Iterator[Moment]:
             if link.count > 1:
                 later += (link.count - 1) * cost.gradients
                 attached["activations"] += (link.count - 1) * cost.attached
+                attached["temporaries"] += (link.count - 1) * cost.asked
                 first = _instant(kind, False)
                 yield Moment(
                     instant=first,

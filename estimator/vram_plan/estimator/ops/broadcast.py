@@ -17,11 +17,13 @@ def factor(t: Tape, x: Tensor, s: Heads, heads: int, *, autocast: bool) -> Tenso
     """A factor of ``matmul`` laid out by tokens, with all heads.
 
     ``matmul`` expands and reshapes (``aten/src/ATen/native/LinearAlgebra.cpp``, torch 2.13.0):
-    with one sequence that is a view, else a copy of every query head; its gradient is summed.
+    with one sequence that is a view, else a copy of every query head; its gradient is summed. What
+    a prefix was put before is laid out by heads, and a view too.
     """
     x = cast(t, x, LOW_BYTES) if autocast else x
     times = s.heads // heads
-    if s.batch == 1 and times == 1:
+    joined = x.numel == s.batch * heads * s.kv_seq * s.head_dim and s.kv_seq > s.seq
+    if times == 1 and (s.batch == 1 or joined):
         return x
     out = t.new(x.numel * times, x.itemsize) if s.batch > 1 else expanded(x, times)
     numel, itemsize = x.numel, x.itemsize
