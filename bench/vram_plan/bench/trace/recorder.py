@@ -122,7 +122,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
             block = log.see(tensor, name, path, self.rules.size_bytes(func, tensor))
             if block is not None:
                 block.in_backward = in_node
-                if block.role == "gradients" and self._reads_weight(args, block.shape):
+                if in_node and block.role == "gradients" and self._reads_weight(args, block.shape):
                     block.role = "temporaries"
                 if self.paths.engine:
                     block.component = "buffers"
