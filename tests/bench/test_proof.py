@@ -29,8 +29,8 @@ SEED = int(os.environ.get("VRAM_PLAN_PROOF_SEED", "1"))
 COUNT = int(os.environ.get("VRAM_PLAN_PROOF_COUNT", "400"))
 JOBS = int(os.environ.get("VRAM_PLAN_PROOF_JOBS", str(os.cpu_count() or 1)))
 MEDIAN, LARGEST, COMPONENT = 0.005, 0.02, 0.02
-WITHIN, COMPONENTS_WITHIN, FAILING = 0.99, 0.98, 0.02
-"""Shares; `docs/proof.md` names the places beyond."""
+FAILING = 0.02
+"""Share of places; `docs/proof.md` names those of the larger sweep that are beyond the bounds."""
 
 
 @pytest.fixture(scope="module")
@@ -58,12 +58,12 @@ def test_median(results: list[Result]) -> None:
 
 def test_peaks(results: list[Result]) -> None:
     wide = [shown(result) for result in ran(results) if abs(result.error) > LARGEST]
-    assert len(wide) <= (1 - WITHIN) * len(ran(results)), wide
+    assert not wide
 
 
 def test_components(results: list[Result]) -> None:
     wide = [shown(result) for result in ran(results) if result.component_error > COMPONENT]
-    assert len(wide) <= (1 - COMPONENTS_WITHIN) * len(ran(results)), wide
+    assert not wide
 
 
 def test_quotas(results: list[Result]) -> None:
