@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vram_plan.estimator.forward import Forward
+from vram_plan.estimator.ops.broadcast import expanded
 from vram_plan.estimator.ops.elementwise import copy, narrow
 from vram_plan.estimator.tape import Tape, Tensor
 
@@ -63,7 +64,7 @@ def picked(t: Tape, x: Tensor, numel: int) -> Tensor:
 def _expanded(t: Tape, x: Tensor, numel: int) -> Tensor:
     """``broadcast_to`` alone: a view of ``numel`` elements; the gradient is summed."""
     before, itemsize = x.numel, x.itemsize
-    out = Tensor(numel, itemsize, x.storage)
+    out = expanded(x, numel // before)
     return t.record(out, (x.node,), lambda grad: (t.new(before, itemsize),))
 
 
