@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 
-from vram_plan.bench.instants import instants_of
 from vram_plan.bench.trace import TraceConfig, trace_step
 from vram_plan.bench.translate import trace_config
 from vram_plan.estimator.planner import plan_config
@@ -63,9 +62,7 @@ def test_a_tied_head_waits_for_the_lookup(loss: str, seq_len: int, precision: st
     options = BASE | {"loss": loss, "seq_len": seq_len, "precision": precision, "method": "full"}
     config = resolve(from_hf_config(raw, name="test", source="test"), options)
     trace = trace_step(trace_config(config, raw))
-    traced = {
-        instant.name: instant.bytes for instant in instants_of(trace.events, trace.start_blocks)
-    }
+    traced = {instant.name: instant.bytes for instant in trace.instants}
     ledger = plan_config(config).memory.ledger
     planned = sum(entry.bytes for entry in ledger.at(EMBEDDING_BACKWARD))
     assert planned == pytest.approx(traced[EMBEDDING_BACKWARD], abs=9 * 512)

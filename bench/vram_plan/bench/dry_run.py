@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from vram_plan.bench.environment import environment, missing_libraries
-from vram_plan.bench.instants import in_order, instants_of, labels
+from vram_plan.bench.instants import in_order, labels
 from vram_plan.bench.measurement import Instant, Measurement
 from vram_plan.bench.translate import model_fields, trace_config
 from vram_plan.bench.workspaces import with_workspaces
@@ -92,7 +92,7 @@ class DryRun:
         found = self._measured(self.trace.parameters, self.trace.trainable_parameters)
         return replace(
             found,
-            instants=instants_of(self.trace.events, self.trace.start_blocks),
+            instants=self.trace.instants,
             states_bytes=_states(self.trace),
             reserved_bytes=_reserved(self.trace) if fake else None,
             host_bytes=self.trace.host_bytes,
@@ -236,7 +236,7 @@ def _states(trace: Trace) -> dict[str, int]:
     sums: dict[str, int] = {}
     for block in trace.start_blocks:
         sums[block.component] = sums.get(block.component, 0) + block.bytes
-    return _resident(sums, instants_of(trace.events, trace.start_blocks))
+    return _resident(sums, trace.instants)
 
 
 def _resident(start: Mapping[str, int], instants: tuple[Instant, ...]) -> dict[str, int]:

@@ -5,50 +5,57 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
+from vram_plan.bench.instants import INNER_LAYERS
+from vram_plan.bench.measurement import Instant
 from vram_plan.bench.proof.sample import ATTEMPTS, Candidate, Slot, draw
 from vram_plan.bench.translate import trace_config
 from vram_plan.estimator.config import TrainConfig, ZeroSizes
 from vram_plan.estimator.planner import plan_config
 from vram_plan.estimator.resolve import resolve
 from vram_plan.estimator.sharding.zero_parts import REDUCTION
+from vram_plan.estimator.step import (
+    BACKWARD_FIRST,
+    BACKWARD_LAST,
+    EMBEDDING_BACKWARD,
+    LOSS_BACKWARD,
+)
 from vram_plan.profiles.hf_config import from_hf_config
 
-__all__ = ["Result", "configured", "paired", "result", "run_slot", "traced_as", "traced_parts"]
+__all__ = ["Peak", "Result", "configured", "paired", "peak_of", "result", "run_slot", "traced_as"]
 
-PHASES = {
-    "forward": ("forward",),
-    "loss": ("loss",),
-    "loss_backward": ("backward",),
-    "backward_last_layer": ("backward",),
-    "backward_first_layer": ("backward",),
-    "embedding_backward": ("backward",),
-    REDUCTION: ("backward",),
-    "gradient_clipping": ("clip",),
-    "optimizer_step": ("step",),
+_PLANNED = {
+    INNER_LAYERS: (BACKWARD_LAST, BACKWARD_FIRST),
+    "backward": (LOSS_BACKWARD, BACKWARD_LAST, BACKWARD_FIRST, EMBEDDING_BACKWARD, REDUCTION),
 }
-"""The plan's instants → the trace's phases."""
+"""A trace's instants that are several of the plan's: the plan brackets the inner layers by the
+ends of the stack; where a trace knows no modules the backward pass is one instant."""
 
 
 class Traced(Protocol):
     """A trace, whichever way it was made."""
 
     @property
-    def peak_bytes(self) -> int:
-        """The step's peak."""
+    def instants(self) -> tuple[Instant, ...]:
+        """The fullest moment of every instant."""
 
-    @property
-    def peak_phase(self) -> str:
-        """Its phase."""
 
-    @property
-    def phase_peaks(self) -> dict[str, int]:
-        """Phase → its largest number of live bytes."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peak:
+    """A trace's peak: what a result keeps, so that another plan can be held against it.
 
-    def components(self, phase: str | None = None) -> dict[str, int]:
-        """Component → bytes at the peak of a phase."""
+    Attributes:
+        bytes: alive then.
+        instant: its instant.
+        components: component → bytes.
+    """
+
+    bytes: int
+    instant: str
+    components: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,9 +70,8 @@ class Result:
         refusals: reasons of the draws before the one that ran.
         model: fields of the model that ran, and ``options`` of the plan.
         planned: the plan's peak and ``traced`` the trace's, in bytes.
-        instant: the plan's peak instant and ``phase`` the trace's.
-        components: component → bytes planned, bytes traced at the peak.
-        phase_peaks: phase → most bytes traced, and ``phase_components`` its components then.
+        instant: the plan's peak instant and ``traced_instant`` the trace's.
+        components: component → bytes planned, bytes traced in the instant of the trace's peak.
         traced_as: a digest of the step that was traced.
         seconds: what the trace took.
     """
@@ -84,10 +90,8 @@ class Result:
     planned: int = 0
     traced: int = 0
     instant: str = ""
-    phase: str = ""
+    traced_instant: str = ""
     components: dict[str, tuple[int, int]] = field(default_factory=dict)
-    phase_peaks: dict[str, int] = field(default_factory=dict)
-    phase_components: dict[str, dict[str, int]] = field(default_factory=dict)
     traced_as: str = ""
     seconds: float = 0.0
 
@@ -120,7 +124,7 @@ def run_slot(slot: Slot) -> Result:
             refusals.append(f"{candidate.model['model_type']}: {refusal}")
             continue
         seconds = time.perf_counter() - started
-        found = paired(config, trace) | traced_parts(trace) | {"seconds": seconds}
+        found = paired(config, peak_of(trace)) | {"seconds": seconds}
         found |= {"refusals": refusals, "traced_as": traced_as(config, candidate.model)}
         return result(slot, "ok", model=candidate.model, options=candidate.options, **found)
     return result(slot, "refused", message=refusals[-1], refusals=refusals)
@@ -165,13 +169,12 @@ def traced_as(config: TrainConfig, model: dict[str, Any]) -> str:
     return hashlib.sha256(said.encode()).hexdigest()[:16]
 
 
-def traced_parts(trace: Traced) -> dict[str, Any]:
-    """What a result keeps of its trace, so that another plan can be held against it."""
-    peaks = trace.phase_peaks
-    return {
-        "phase_peaks": dict(peaks),
-        "phase_components": {phase: trace.components(phase) for phase in peaks},
-    }
+def peak_of(trace: Traced) -> Peak:
+    """The fullest moment of a trace; the first of several."""
+    fullest = max(trace.instants, key=lambda instant: instant.bytes)
+    return Peak(
+        bytes=fullest.bytes, instant=fullest.name, components=dict(fullest.components or {})
+    )
 
 
 def _trace(config: TrainConfig, model: dict[str, Any], size: str) -> Traced:
@@ -186,16 +189,21 @@ def _trace(config: TrainConfig, model: dict[str, Any], size: str) -> Traced:
     return trace_deep(translated) if size == "full" else trace_step(translated)
 
 
-def paired(config: TrainConfig, trace: Traced) -> dict[str, Any]:
-    """Peaks and components of plan and trace."""
+def paired(config: TrainConfig, traced: Peak) -> dict[str, Any]:
+    """Plan beside trace: the peaks, and the components where the trace has its peak.
+
+    Two instants may be equally full to a fraction of a percent, and plan and trace then name
+    different ones. What is alive is compared in one and the same instant, the trace's.
+    """
     memory = plan_config(config).memory
-    phase = max(PHASES[memory.peak_instant], key=lambda name: trace.phase_peaks.get(name, 0))
-    ours, theirs = memory.components, trace.components(phase)
+    same = _PLANNED.get(traced.instant, (traced.instant,))
+    instant = max(same, key=lambda name: memory.instants.get(name, 0))
+    ours, theirs = memory.ledger.components(instant), traced.components
     both = {name: (ours.get(name, 0), theirs.get(name, 0)) for name in {**ours, **theirs}}
     return {
         "planned": memory.allocated_bytes,
-        "traced": trace.peak_bytes,
+        "traced": traced.bytes,
         "instant": memory.peak_instant,
-        "phase": trace.peak_phase,
+        "traced_instant": traced.instant,
         "components": {name: pair for name, pair in both.items() if any(pair)},
     }

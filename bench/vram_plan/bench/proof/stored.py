@@ -7,32 +7,12 @@ not, and the places that it touches have to be taken out of the file.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from vram_plan.bench.proof.case import Result, configured, paired, traced_as
+from vram_plan.bench.proof.case import Peak, Result, configured, paired, traced_as
 from vram_plan.bench.proof.sample import Candidate
 
-__all__ = ["Stored", "replanned"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stored:
-    """A trace as a result keeps it.
-
-    Attributes:
-        peak_bytes: the step's peak, and ``peak_phase`` its phase.
-        phase_peaks: phase → its largest number of live bytes.
-        phase_components: phase → component → bytes at that peak.
-    """
-
-    peak_bytes: int
-    peak_phase: str
-    phase_peaks: dict[str, int]
-    phase_components: dict[str, dict[str, int]]
-
-    def components(self, phase: str | None = None) -> dict[str, int]:
-        """Component → bytes at the peak of a phase, or of the step."""
-        return self.phase_components[phase or self.peak_phase]
+__all__ = ["replanned"]
 
 
 def replanned(results: Iterable[Result]) -> Iterator[Result]:
@@ -41,7 +21,7 @@ def replanned(results: Iterable[Result]) -> Iterator[Result]:
     Left out are refused and failed places too: what the plan takes may have changed.
     """
     for result in results:
-        if result.outcome != "ok" or not result.phase_components:
+        if result.outcome != "ok" or not result.traced_instant:
             continue
         candidate = Candidate(model=result.model, options=result.options)
         try:
@@ -50,13 +30,9 @@ def replanned(results: Iterable[Result]) -> Iterator[Result]:
         except ValueError:
             continue
         if known:
-            yield replace(result, **paired(config, _stored(result)))
+            yield replace(result, **paired(config, _peak(result)))
 
 
-def _stored(result: Result) -> Stored:
-    return Stored(
-        peak_bytes=result.traced,
-        peak_phase=result.phase,
-        phase_peaks=result.phase_peaks,
-        phase_components=result.phase_components,
-    )
+def _peak(result: Result) -> Peak:
+    theirs = {name: traced for name, (_, traced) in result.components.items()}
+    return Peak(bytes=result.traced, instant=result.traced_instant, components=theirs)

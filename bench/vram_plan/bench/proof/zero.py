@@ -8,9 +8,9 @@ from vram_plan.bench.proof.case import (
     Result,
     configured,
     paired,
+    peak_of,
     result,
     traced_as,
-    traced_parts,
 )
 from vram_plan.bench.proof.sample import ATTEMPTS, Candidate, Slot, draw
 from vram_plan.bench.virtual import ZeroTrace, trace_zeros
@@ -70,7 +70,7 @@ def _traced(
         if isinstance(trace, ValueError):
             refusals[slot].append(f"{candidate.model['model_type']}: {trace}")
         elif isinstance(trace, ZeroTrace):
-            found = paired(config, trace) | traced_parts(trace)
+            found = paired(config, peak_of(trace))
             found |= {"model": candidate.model, "options": candidate.options}
             found |= {"seconds": trace.seconds["trace"]}
             found |= {"traced_as": traced_as(config, candidate.model)}

@@ -4,6 +4,9 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+from vram_plan.bench.instants import instants_of
+from vram_plan.bench.measurement import Instant
+
 __all__ = ["Block", "Event", "Trace", "round_up"]
 
 #: CUDA's caching allocator hands out multiples of this many bytes
@@ -117,6 +120,11 @@ class Trace:
     def peak_phase(self) -> str:
         """The phase of the peak."""
         return self.events[self.peak_index()].phase
+
+    @property
+    def instants(self) -> tuple[Instant, ...]:
+        """The fullest moment of every instant of the plan."""
+        return instants_of(self.events, self.start_blocks)
 
     def peak_index(self, phase: str | None = None) -> int:
         """Number of the event after which most bytes are alive."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from vram_plan.bench.instants import instants_of
 from vram_plan.bench.measurement import Instant
 from vram_plan.bench.trace.timeline import Trace
 
@@ -85,7 +84,7 @@ class ZeroTrace:
         """The fullest moment of every instant, each on its fullest rank."""
         if not self._instants:
             for one in self.seen:
-                for instant in instants_of(one.trace.events, one.trace.start_blocks):
+                for instant in one.trace.instants:
                     known = self._instants.get(instant.name)
                     if known is None or instant.bytes > known.bytes:
                         self._instants[instant.name] = instant
