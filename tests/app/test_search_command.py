@@ -12,8 +12,13 @@ import pytest
 import vram_plan.app.search_json as search_json
 from vram_plan.app.main import main
 from vram_plan.app.search_options import seconds
+from vram_plan.app.search_ties import also
+from vram_plan.estimator.resolve import resolve
 from vram_plan.estimator.search.by_memory import by_memory
+from vram_plan.estimator.search.space import parse_space
 from vram_plan.estimator.search.task import Settled, Task
+from vram_plan.estimator.search.wish import Candidate, Wish
+from vram_plan.profiles.models import resolve_model
 
 SCHEMA = json.loads((Path(search_json.__file__).parent / "schemas" / "search.json").read_text())
 SMALL = "search --model gpt2 --gpus 1..2 --gpu a100-80gb-sxm,t4 --seq-len 512"
@@ -78,6 +83,50 @@ def test_every_line_fits_a_terminal_but_the_command(
     lines = [line for line in out.splitlines() if not line.startswith("  vram-plan ")]
     assert max(map(len, lines)) <= 80
     assert "GiB required" in out
+
+
+def test_plans_that_come_to_the_same_are_one(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = "search --model gpt2 --gpus 1,8 --gpu a100-80gb-sxm --seq-len 512 --zero any --top 3"
+    found = json.loads(run(f"{asked} --format json", capsys)[0])
+    jsonschema.validate(found, SCHEMA)
+    best = found["plans"][0]
+    assert best["ties"]
+    for tie in best["ties"]:
+        assert tie["required_bytes"] >= best["required_bytes"]
+        arguments = tie["command"].removeprefix("vram-plan ")
+        plan = json.loads(run(f"{arguments} --format json", capsys)[0])
+        assert plan["step"]["tokens_per_second"] == pytest.approx(best["tokens_per_second"], 1e-4)
+        assert tie["options"].items() <= plan["config"].items()
+    values = ", ".join(str(tie["options"]["zero"]) for tie in best["ties"])
+    assert f"also --zero {values}: same speed" in " ".join(run(asked, capsys)[0].split())
+    rows = csv.DictReader(io.StringIO(run(f"{asked} --format csv", capsys)[0]))
+    assert next(rows)["ties"] == str(len(best["ties"]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ([], ""),
+        ([{"zero": 1}, {"zero": 2}], "; also --zero 1, 2: same memory"),
+        (
+            [{"zero": 1}, {"gpus": 2}, {"zero": 1, "gpus": 2}],
+            "; also --zero 1; --gpus 2: same memory",
+        ),
+        ([{"zero": 1, "gpus": 2}], "; also --gpus 2 --zero 1: same memory"),
+        ([{"gpus": n} for n in range(2, 9)], "; also --gpus 2, 3, 4, 5 and 3 more: same memory"),
+        ([{"zero": None}], "; also --zero none: same memory"),
+    ],
+)
+def test_ties_are_named_in_a_line(changes: list[dict[str, object]], said: str) -> None:
+    space = parse_space(resolve_model("gpt2"), {"gpus": "1..8", "zero": "any"})
+    mine = {"gpus": 1, "zero": 0, "gpu": None}
+    config = resolve(space.model, {"zero": 0})
+    others = tuple(
+        Candidate(order=space.place(mine | change), config=config, required_bytes=1)
+        for change in changes
+    )
+    plan = Candidate(order=space.place(mine), config=config, required_bytes=1, ties=others)
+    assert also(space, Wish(objective="memory"), plan) == said
 
 
 def test_csv_has_a_row_for_every_plan(capsys: pytest.CaptureFixture[str]) -> None:

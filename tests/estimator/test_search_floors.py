@@ -11,13 +11,14 @@ from vram_plan.estimator.config import TrainConfig
 from vram_plan.estimator.overhead import overhead_bytes
 from vram_plan.estimator.resolve import resolve
 from vram_plan.estimator.search.alike import passes_of, staying, undivided
-from vram_plan.estimator.search.cells import grows_by_nodes
+from vram_plan.estimator.search.cells import grows_by_nodes, stretch
 from vram_plan.estimator.search.closed_form import read
 from vram_plan.estimator.search.held import Held
+from vram_plan.estimator.search.likeness import has_steady_links
 from vram_plan.estimator.search.needs import MARGIN_BYTES, Needs
 from vram_plan.estimator.search.room import memory_needed, need
 from vram_plan.estimator.search.sent import Sent
-from vram_plan.estimator.search.speed import Modelled
+from vram_plan.estimator.search.speed import Kinds, Modelled
 from vram_plan.estimator.search.trial import MOST_SEQUENCES
 from vram_plan.estimator.search.variant import varied
 from vram_plan.estimator.speed.collectives import seconds
@@ -27,6 +28,7 @@ from vram_plan.estimator.speed.step_time import step_time, tokens_per_step
 from vram_plan.estimator.speed.traffic import NotModelled, transfers
 from vram_plan.profiles.gpus import find_gpu, load_gpus
 from vram_plan.profiles.models import resolve_model
+from vram_plan.profiles.nodes import default_node
 
 MODELS = {name: resolve_model(name) for name in ("gpt2", "llama-3.2-1b")}
 CARDS = ("rtx-4090", "a40", "a100-80gb-sxm", "h100-80gb-sxm", "mi300x", "b200")
@@ -85,7 +87,7 @@ def test_traffic_told_again_is_the_plans_but_for_rounded_activations(
     for checkpointing in ("none", "full"):  # another recipe may have been the first to ask
         other = varied(config, checkpointing=checkpointing)
         try:
-            sent.at_least(other, 0.0, other)
+            sent.at_least(other, sent.alike(other), 0.0, other)
         except NotModelled:
             return
     config = varied(config, micro_batch=batch)
@@ -93,7 +95,8 @@ def test_traffic_told_again_is_the_plans_but_for_rounded_activations(
         sum(x.bytes for x in transfers(varied(one, micro_batch=b)) if x.name.startswith("activa"))
         for b in (1, 2)
     )
-    found = sent.at_least(config, (first + (batch - 1) * (second - first)) / 2, config)
+    waiting = (first + (batch - 1) * (second - first)) / 2
+    found = sent.at_least(config, sent.alike(one), waiting, config)
     wanted = transfers(config)
     assert [x.name for x in found] == [x.name for x in wanted]
     for mine, its in zip(found, wanted, strict=True):
@@ -103,13 +106,17 @@ def test_traffic_told_again_is_the_plans_but_for_rounded_activations(
             assert mine == its
 
 
+def kinds_of(speed: Modelled, config: TrainConfig) -> Kinds:
+    return Kinds(speed.work(config), speed.traffic(config))
+
+
 @QUIET
 @given(config=configs(), most=st.integers(1, 12))
 def test_no_micro_batch_beats_the_floor_of_a_larger_one(config: TrainConfig, most: int) -> None:
     step = step_time(config)
     speed = Modelled()
     batch = (config.micro_batch + most, config.grad_accum)
-    floor = speed.at_least(config, batch, speed.work(config))
+    floor = speed.at_least(config, batch, kinds_of(speed, config))
     assert (floor is None) == (step is None)
     if step is not None and floor is not None:
         assert floor * step.tokens_per_second <= 1 + 1e-9
@@ -132,11 +139,53 @@ def test_the_floor_of_all_numbers_of_nodes_holds_for_each(
     few, own, most = (varied(config, gpus=8 * n) for n in (2, nodes, nodes + beyond))
     speed, step = Modelled(), step_time(own)
     batch = (config.micro_batch + beyond, config.grad_accum)
-    floor = speed.at_least(few, batch, speed.work(few), most)
+    floor = speed.at_least(few, batch, kinds_of(speed, few), most)
     assert (floor is None) == (step is None)
     if floor is not None and step is not None:
         own_seconds = step.seconds / tokens_per_step(own)
         assert floor * few.gpus <= own_seconds * own.gpus * (1 + 1e-9)
+
+
+@QUIET
+@given(config=configs(gpus=8), ranks=st.integers(2, 8), beyond=st.integers(0, 6))
+def test_the_floor_of_a_stretch_inside_a_machine_holds_for_each(
+    config: TrainConfig, ranks: int, beyond: int
+) -> None:
+    assert config.gpu is not None
+    sizes = [ranks * config.tp for ranks in range(2, 9) if ranks * config.tp <= 8]
+    own = ranks * config.tp
+    if own not in sizes or not has_steady_links(config.gpu):
+        return
+    here = stretch(config, own)
+    alike = [n for n in sizes if stretch(config, n) == here]
+    few, one, most = (
+        varied(config, gpus=n, gpus_per_node=n, node=default_node(config.gpu, n))
+        for n in (alike[0], own, alike[-1])
+    )
+    speed, step = Modelled(), step_time(one)
+    batch = (config.micro_batch + beyond, config.grad_accum)
+    floor = speed.at_least(few, batch, kinds_of(speed, few), most)
+    assert (floor is None) == (step is None)
+    if floor is not None and step is not None:
+        own_seconds = step.seconds / tokens_per_step(one)
+        assert floor * few.gpus <= own_seconds * one.gpus * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("kind", ["all-reduce", "all-gather", "reduce-scatter"])
+def test_more_gpus_of_a_machine_never_make_a_collective_quicker_over_steady_links(
+    kind: str,
+) -> None:
+    steady = [gpu for gpu in load_gpus().values() if has_steady_links(gpu)]
+    assert len(steady) > 20
+    for gpu in steady:
+        precision = "bf16" if gpu.supports_bf16 else "fp16"
+        options: dict[str, Any] = {"gpu": gpu, "zero": 2, "precision": precision, "seq_len": 64}
+        for nbytes in (1e3, 1e6, 1e8, 3e10):
+            taken = []
+            for gpus in range(2, 9):
+                config = resolve(MODELS["gpt2"], options | {"gpus": gpus})
+                taken.append(seconds(kind, nbytes, group_of(config, gpus)))
+            assert taken == sorted(taken), gpu.name
 
 
 @QUIET

@@ -89,9 +89,11 @@ def test_traffic_of_one_gpu_is_priced_for_others(names: list[str], options: dict
             wanted = transfers(config)
         except NotModelled:
             with pytest.raises(NotModelled):
-                sent.at_least(config, 0.0, config)
+                sent.at_least(config, sent.alike(config), 0.0, config)
             continue
-        for mine, its in zip(sent.at_least(config, 0.0, config), wanted, strict=True):
+        for mine, its in zip(
+            sent.at_least(config, sent.alike(config), 0.0, config), wanted, strict=True
+        ):
             assert mine.seconds == pytest.approx(its.seconds, rel=1e-12)
             assert (mine.name, mine.bytes, mine.overlaps, mine.count, mine.window) == (
                 its.name,

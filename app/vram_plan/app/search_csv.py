@@ -1,4 +1,7 @@
-"""A search as CSV: a row for every plan of the ranking and of the front."""
+"""A search as CSV: a row for every plan of the ranking and of the front.
+
+``ties`` counts the plans that come to the same as the one of the row.
+"""
 
 from __future__ import annotations
 
@@ -29,9 +32,10 @@ def show(space: Space, wish: Wish, found: Found) -> None:
     """Print the rows."""
     writer = csv.writer(sys.stdout, lineterminator="\n")
     options = (*_OPTIONS, *_MORE)
-    writer.writerow(("list", "rank", *options, *_FIGURES))
+    writer.writerow(("list", "rank", *options, *_FIGURES, "ties"))
     for name, plans in (("best", found.plans), ("pareto", found.front)):
         for rank, plan in enumerate(plans, 1):
             row = plan_document(space, wish, plan)
             chosen = (row["config"][option] for option in options)
-            writer.writerow((name, rank, *chosen, *(row[figure] for figure in _FIGURES)))
+            figures = (row[figure] for figure in _FIGURES)
+            writer.writerow((name, rank, *chosen, *figures, len(plan.ties)))

@@ -74,6 +74,18 @@ def plan_document(space: Space, wish: Wish, plan: Candidate) -> dict[str, Any]:
         "break_even_months": bought.months if bought else None,
         "price_source": cost.price_source if cost else "",
         "command": command_line(space, plan),
+        "ties": [_tie(space, plan, other) for other in plan.ties],
+    }
+
+
+def _tie(space: Space, plan: Candidate, other: Candidate) -> dict[str, Any]:
+    """A plan that comes to the same: the options in which it differs, and what it needs."""
+    mine, its = space.at(plan.order), space.at(other.order)
+    return {
+        "options": {name: plain(its[name]) for name in its if its[name] != mine[name]},
+        "micro_batch": other.config.micro_batch,
+        "required_bytes": other.required_bytes,
+        "command": command_line(space, other),
     }
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from vram_plan.app.search_options import spelled
+from vram_plan.app.search_ties import also
 from vram_plan.app.units import gib, signed_gib
 from vram_plan.estimator.refusals import option
 from vram_plan.estimator.search.space import Space
@@ -185,14 +186,18 @@ def reasons(space: Space, wish: Wish, found: Found) -> Iterator[str]:
     """Why the first plan wins: what each other choice makes of it; then what the others lack."""
     best = found.plans[0]
     trial, mine = Trial(space, wish), space.at(best.order)
-    yield f"1. {machine(best)}, {recipe(space, best)}; with another choice:"
+    yield f"1. {_named(space, wish, best)}; with another choice:"
     for name in space.ranges:
         told = [_told(wish, best, one) for one in alternatives(trial, best, name)]
         if told:
             yield f"   {spelled(name, mine[name])} → " + ", ".join(told)
     for number, plan in enumerate(found.plans[1:], 2):
-        changed = _differs(space, best, plan)
+        changed = _differs(space, best, plan) + also(space, wish, plan)
         yield f"{number}. {_behind(wish, best, plan)}{_because(wish, best, plan)}: {changed}"
+
+
+def _named(space: Space, wish: Wish, plan: Candidate) -> str:
+    return f"{machine(plan)}, {recipe(space, plan)}{also(space, wish, plan)}"
 
 
 def _told(wish: Wish, best: Candidate, other: Alternative) -> str:

@@ -12,6 +12,7 @@ from vram_plan.estimator.choices import WHOLE_MODEL
 from vram_plan.estimator.config import TrainConfig
 from vram_plan.estimator.rank import Passes, run_passes
 from vram_plan.estimator.search.variant import varied
+from vram_plan.estimator.speed.fp8 import in_16_bits
 
 
 def undivided(config: TrainConfig) -> TrainConfig:
@@ -25,11 +26,11 @@ def undivided(config: TrainConfig) -> TrainConfig:
 
 
 def staying(config: TrainConfig) -> TrainConfig:
-    """The same kernels with checkpoints that stay on the device, states whole.
+    """The same kernels with checkpoints that stay on the device, states whole, in 16 bits.
 
     What a decoder's blocks read of the encoder is fetched again, which makes kernels of its own.
     """
-    found = undivided(config)
+    found = undivided(in_16_bits(config))
     if found.checkpointing != "offload" or found.model.is_encoder_decoder:
         return found
     return varied(found, checkpointing="full")

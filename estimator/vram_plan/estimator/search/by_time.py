@@ -15,9 +15,9 @@ from heapq import heappop, heappush
 
 from vram_plan.estimator.config import TrainConfig
 from vram_plan.estimator.search import tally
-from vram_plan.estimator.search.cells import Machine, Runnable, grows_by_nodes
+from vram_plan.estimator.search.cells import NODES, Machine, Runnable
 from vram_plan.estimator.search.task import Outcome, Settled, Task
-from vram_plan.estimator.search.trial import MOST_SEQUENCES, Batch, at_most, batches, describe
+from vram_plan.estimator.search.trial import MOST_SEQUENCES, Batch, batches, describe
 from vram_plan.profiles.gpus import GpuSpec
 
 Floor = Callable[[TrainConfig, GpuSpec, Hashable], float]
@@ -59,25 +59,31 @@ def _as_passes_allow(task: Task, one: Runnable, machine: Machine) -> float | Out
     """Seconds per token at least with what the passes alone leave room for."""
     if task.limits_batches:
         return 0.0
-    if grows_by_nodes(one.example):
+    if task.cells.stretch(one, machine):
         return _on_any(task, one, machine, _by_passes)
+    return _here(task, one, machine)
+
+
+def _as_on_any(task: Task, one: Runnable, machine: Machine) -> float | Outcome:
+    """On several nodes with what the ledger of the most leaves room for; else on just this one."""
+    stretch = 0 if task.limits_batches else task.cells.stretch(one, machine)
+    if stretch == NODES:
+        return _on_any(task, one, machine, _by_ledger)
+    return _here(task, one, machine) if stretch else 0.0
+
+
+def _here(task: Task, one: Runnable, machine: Machine) -> float | Outcome:
     config = task.config(one, machine)
     return _by_passes(task, one, config, config)
 
 
-def _as_on_any(task: Task, one: Runnable, machine: Machine) -> float | Outcome:
-    """Seconds per token at least with what the ledger of the most nodes leaves room for."""
-    if task.limits_batches or not grows_by_nodes(one.example):
-        return 0.0
-    return _on_any(task, one, machine, _by_ledger)
-
-
 def _on_any(task: Task, one: Runnable, machine: Machine, floor: _Spanning) -> float | Outcome:
-    """A floor of whatever number of nodes, worked out once for all of them."""
+    """A floor of whatever number of GPUs in a stretch, worked out once for all of them."""
     assert machine.gpu is not None
-    key = (floor, one.recipe, one.example.engine, machine.gpu.name)
+    stretch = task.cells.stretch(one, machine)
+    key = (floor, one.recipe, one.example.engine, stretch, machine.gpu.name)
     if key not in task.on_any:
-        few, most = task.cells.span(one, machine.gpu)
+        few, most = task.cells.span(one, machine)
         found = floor(task, one, few, most)
         task.on_any[key] = found * few.gpus if isinstance(found, float) else found
     found = task.on_any[key]
@@ -85,7 +91,7 @@ def _on_any(task: Task, one: Runnable, machine: Machine, floor: _Spanning) -> fl
 
 
 def _by_passes(task: Task, one: Runnable, few: TrainConfig, most: TrainConfig) -> float | Outcome:
-    """From the fewest nodes to the most, whatever the states take."""
+    """From the fewest GPUs to the most, whatever the states take."""
     missing, sequences = task.held.bound(one.recipe, few, MOST_SEQUENCES)
     if missing > 0:
         return tally.Out(tally.MISSES, describe(few), missing)
@@ -110,22 +116,18 @@ def _as_on_more(task: Task, one: Runnable, machine: Machine) -> float | Outcome:
     missing = needs.misses(top)
     if missing > 0:
         return tally.Out(tally.MISSES, describe(config), missing)
-    if batches(task.trial(one, config), config) is not None:
+    listed = batches(task.trial(one, config), config)
+    if listed == ():
         return 0.0
+    if listed is not None:
+        return _seconds(task, one, config, listed[-1])
     return _seconds(task, one, config, (needs.on_more(MOST_SEQUENCES, top), config.grad_accum))
-
-
-def _on_lines(task: Task, one: Runnable, machine: Machine) -> float | Outcome:
-    """Seconds per token at least with what the closed form leaves room for."""
-    config = task.config(one, machine)
-    batch = at_most(task.trial(one, config), config)
-    return 0.0 if batch is None else _seconds(task, one, config, batch)
 
 
 def _seconds(
     task: Task, one: Runnable, config: TrainConfig, batch: Batch, most: TrainConfig | None = None
 ) -> float | Outcome:
-    seconds = task.speed.at_least(config, batch, task.work(one), most)
+    seconds = task.speed.at_least(config, batch, task.kinds(one), most)
     return tally.Out(tally.NO_SPEED, describe(config)) if seconds is None else seconds
 
 
@@ -133,8 +135,7 @@ _NEARER: tuple[Callable[[Task, Runnable, Machine], float | Outcome], ...] = (
     _as_passes_allow,
     _as_on_any,
     _as_on_more,
-    _on_lines,
-    Task.judge,
+    Task.unless_beaten,
 )
 """Questions about one configuration, the cheapest first; the last one settles it."""
 
@@ -145,8 +146,8 @@ class _Floors:
     def __init__(self, task: Task, floor: Floor) -> None:
         self._task = task
         self._floor = floor
-        self._best: dict[tuple[Hashable, str], float] = {}
-        self._known: dict[tuple[Hashable, str], list[tuple[Runnable, float]]] = {}
+        self._best: dict[tuple[int, str], float] = {}
+        self._known: dict[tuple[int, str], list[tuple[Runnable, float]]] = {}
         self._single: dict[tuple[Hashable, str], float] = {}
 
     def best(self, machine: Machine) -> float:
@@ -178,7 +179,7 @@ class _Floors:
         key = (machine.kind, machine.gpu.name)
         if key not in self._known:
             found = [
-                (one, self._one(self._task.work(one), one, machine.gpu))
+                (one, self._one(self._task.kinds(one).work, one, machine.gpu))
                 for one in self._task.cells.runnable[machine.kind]
             ]
             self._known[key] = sorted(found, key=lambda pair: pair[1])

@@ -9,7 +9,12 @@ from dataclasses import dataclass
 from vram_plan.estimator.config import TrainConfig
 from vram_plan.estimator.search import tally
 from vram_plan.estimator.search.complete import Complete
-from vram_plan.estimator.search.likeness import gpu_traits, gpus_traits, recipe_traits
+from vram_plan.estimator.search.likeness import (
+    gpu_traits,
+    gpus_traits,
+    has_steady_links,
+    recipe_traits,
+)
 from vram_plan.estimator.search.rent import priced_out, usd_per_hour
 from vram_plan.estimator.search.space import Space
 from vram_plan.estimator.search.wish import Wish
@@ -29,7 +34,7 @@ class Machine:
     gpus: int
     gpu: GpuSpec | None
     usd_per_hour: float | None
-    kind: Hashable
+    kind: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,8 +61,9 @@ class Cells:
     def __init__(self, space: Space, wish: Wish, counts: tally.Tally) -> None:
         self.space = space
         self.recipes = space.recipes
+        self._in_8_bits = "fp8" in space.values("precision")
         self.machines = self._machines(wish, counts)
-        alike: dict[Hashable, list[Machine]] = defaultdict(list)
+        alike: dict[int, list[Machine]] = defaultdict(list)
         for machine in self.machines:
             alike[machine.kind].append(machine)
         traits_of = recipe_traits(space)
@@ -68,22 +74,25 @@ class Cells:
         self._ends = self._outermost(alike)
 
     def _machines(self, wish: Wish, counts: tally.Tally) -> tuple[Machine, ...]:
-        traits, found = gpus_traits(self.space), []
+        traits, found, eight = gpus_traits(self.space), [], self._in_8_bits
+        kinds: dict[Hashable, int] = {}
         for index, (gpus, gpu) in enumerate(self.space.machines):
             dear = priced_out(wish, gpus, gpu)
             if dear:
                 counts.add(dear, len(self.recipes))
                 continue
             rent = usd_per_hour(wish, gpus, gpu)
-            found.append(Machine(index, gpus, gpu, rent, (traits(gpus), gpu_traits(gpu))))
+            kind = (traits(gpus), gpu_traits(gpu, eight=eight))
+            number = kinds.setdefault(kind, len(kinds))
+            found.append(Machine(index, gpus, gpu, rent, number))
         return tuple(found)
 
     def _resolve(self, members: list[Machine], counts: tally.Tally) -> tuple[Runnable, ...]:
         """Recipes that run on the first of some machines, and so on all of them."""
         first, found = members[0], []
-        has_bf16 = gpu_traits(first.gpu)
+        refuses = gpu_traits(first.gpu, eight=self._in_8_bits)
         for index, traits in enumerate(self._traits):
-            key = (index, traits(first.gpus), has_bf16)
+            key = (index, traits(first.gpus), refuses)
             if key not in self._resolved:
                 self._resolved[key] = self._try(index, first)
             one = self._resolved[key]
@@ -102,30 +111,37 @@ class Cells:
             return tally.refusal(str(error), machine.gpu)
 
     def _outermost(
-        self, alike: dict[Hashable, list[Machine]]
+        self, alike: dict[int, list[Machine]]
     ) -> dict[Hashable, tuple[Runnable, Machine]]:
-        """Where a recipe runs on the most GPUs, and on the fewest of several nodes (key: 0)."""
+        """Where a recipe runs on the most GPUs; of a stretch, on the fewest and on the most."""
         found: dict[Hashable, tuple[Runnable, Machine]] = {}
         for kind, members in alike.items():
-            few, many = (by(members, key=lambda machine: machine.gpus) for by in (min, max))
+            by_gpus = {machine.gpus: machine for machine in members}
             for one in self.runnable[kind]:
                 key = (one.recipe, one.example.engine, one.example.pp)
-                if key not in found or found[key][1].gpus < many.gpus:
-                    found[key] = (one, many)
-                if grows_by_nodes(one.example):
-                    least = found.get((*key, 0))
-                    if least is None or least[1].gpus >= few.gpus:
-                        found[*key, 0] = (one, few)
+                for gpus, machine in by_gpus.items():
+                    here = stretch(one.example, gpus)
+                    for end in (key, (*key, here)):
+                        if end not in found or found[end][1].gpus < gpus:
+                            found[end] = (one, machine)
+                    least = found.get((*key, here, 0))
+                    if least is None or least[1].gpus > gpus:
+                        found[*key, here, 0] = (one, machine)
         return found
 
     def on_most(self, config: TrainConfig, recipe: int) -> TrainConfig:
         """A recipe on the most GPUs it runs on with the engine and stages of ``config``."""
         return self._on(self._ends[recipe, config.engine, config.pp], config.gpu)
 
-    def span(self, one: Runnable, gpu: GpuSpec) -> tuple[TrainConfig, TrainConfig]:
-        """A recipe on the fewest GPUs of several nodes, and on the most of all."""
-        key = (one.recipe, one.example.engine, one.example.pp)
-        return self._on(self._ends[*key, 0], gpu), self._on(self._ends[key], gpu)
+    def span(self, one: Runnable, machine: Machine) -> tuple[TrainConfig, TrainConfig]:
+        """A recipe on the fewest GPUs of a machine's stretch, and on the most."""
+        key = (one.recipe, one.example.engine, one.example.pp, self.stretch(one, machine))
+        return self._on(self._ends[*key, 0], machine.gpu), self._on(self._ends[key], machine.gpu)
+
+    def stretch(self, one: Runnable, machine: Machine) -> int:
+        """The numbers of GPUs that a machine's is one of; 0 where it stands for itself."""
+        found = stretch(one.example, machine.gpus)
+        return found if found == NODES or has_steady_links(machine.gpu) else 0
 
     def _on(self, end: tuple[Runnable, Machine], gpu: GpuSpec | None) -> TrainConfig:
         one, machine = end
@@ -143,6 +159,22 @@ class Cells:
         """A recipe on a machine that it runs on."""
         recipe = self.recipes[one.recipe]
         return self._complete.on(one.example, recipe, machine.gpus, machine.gpu)
+
+
+NODES = -1
+
+
+def stretch(config: TrainConfig, gpus: int) -> int:
+    """Equal for numbers of GPUs between which only the data ranks differ, and not by much.
+
+    All whole numbers of nodes are one such stretch (`NODES`); inside a machine two data ranks and
+    three are, and four to seven: what each sends is at most a third and a sixth more on the most.
+    """
+    if grows_by_nodes(config):
+        return NODES
+    ranks = gpus // config.tp
+    alone = config.gpus > config.gpus_per_node or config.pp * config.cp * config.ep > 1
+    return 0 if alone or ranks == 1 else ranks.bit_length()
 
 
 def grows_by_nodes(config: TrainConfig) -> bool:

@@ -57,23 +57,34 @@ def read(memory: Memory) -> Reading:
     return Reading(tuple(instants), memory.overhead_bytes, memory.host_bytes, memory.nvme_bytes)
 
 
-def extrapolate(one: Reading, two: Reading, micro_batch: int) -> Reading:
-    """The reading on the line through those of one and two sequences."""
-    more = micro_batch - 1
+def along(start: Reading, low: Reading, high: Reading, more: int, steps: int = 1) -> Reading:
+    """So many sequences from a reading, each taking what those from ``low`` to ``high`` take.
+
+    Args:
+        start: where to begin.
+        low: with some micro-batch.
+        high: with ``steps`` sequences more.
+        more: sequences beyond ``start``.
+        steps: between the two.
+    """
     instants = [
-        Instant(a.total + more * (b.total - a.total), a.made + more * (b.made - a.made), a.inside)
-        for a, b in zip(one.instants, two.instants, strict=True)
+        Instant(
+            s.total + more * (b.total - a.total) // steps,
+            s.made + more * (b.made - a.made) // steps,
+            s.inside,
+        )
+        for s, a, b in zip(start.instants, low.instants, high.instants, strict=True)
     ]
-    host = one.host + more * (two.host - one.host)
-    nvme = one.nvme + more * (two.nvme - one.nvme)
-    return Reading(tuple(instants), one.overhead, host, nvme)
+    host = start.host + more * (high.host - low.host) // steps
+    nvme = start.nvme + more * (high.nvme - low.nvme) // steps
+    return Reading(tuple(instants), start.overhead, host, nvme)
 
 
 def largest_on_lines(config: TrainConfig, one: Reading, two: Reading, most: int) -> int:
     """The largest micro-batch for which the lines leave room; at least 1."""
 
     def fits(micro_batch: int) -> bool:
-        return room(config, extrapolate(one, two, micro_batch).need) >= 0
+        return room(config, along(one, one, two, micro_batch - 1).need) >= 0
 
     low = 1
     high = min(most, _without_slack(config, one, two)) + 1

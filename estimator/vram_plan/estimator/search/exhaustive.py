@@ -7,6 +7,7 @@ from vram_plan.estimator.search.pareto import front
 from vram_plan.estimator.search.rent import priced_out
 from vram_plan.estimator.search.space import Space
 from vram_plan.estimator.search.speed import Modelled, Speed
+from vram_plan.estimator.search.ties import grouped
 from vram_plan.estimator.search.trial import Trial, judge
 from vram_plan.estimator.search.wish import Candidate, Found, Wish
 
@@ -21,9 +22,8 @@ def exhaustive(space: Space, wish: Wish, speed: Speed | None = None) -> Found:
             candidates.append(found)
         else:
             counts.add(found)
-    ordered = sorted(candidates, key=lambda plan: plan.rank(wish.objective))
     return Found(
-        plans=tuple(ordered[: wish.top]),
+        plans=grouped(candidates, wish),
         front=front(candidates) if wish.wants_front else (),
         ruled_out=counts.rows(),
         raw=space.raw,

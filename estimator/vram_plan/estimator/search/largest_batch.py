@@ -11,26 +11,40 @@ from collections.abc import Callable
 
 Room = Callable[[int], int]
 """A number → bytes left over (negative: so many are missing)."""
+Ends = Callable[[int], bool]
+"""A number that fits → whether the next one up is known to miss."""
 _PATIENCE = 8
 """Readings that a line may guide; eager attention, quadratic in the length, needs about five."""
 
 
-def largest_that_fits(room: Room, most: int, guess: int = 2) -> int:
+def largest_that_fits(room: Room, most: int) -> int:
     """The largest k ≤ ``most`` with ``room(k) ≥ 0`` and ``room(k + 1) < 0``; 0 where 1 misses.
 
     Args:
         room: bytes left over with k; it falls as k grows and remembers what it was asked.
         most: no larger number is tried.
-        guess: where to look first after 1.
     """
-    if room(1) < 0:
-        return 0
-    low, high = 1, most + 1  # low fits; high does not, or is not allowed
-    guess, readings = max(2, min(guess, most)), 0
+    return 0 if room(1) < 0 else largest_from(1, room, most)
+
+
+def largest_from(low: int, room: Room, most: int, guess: int = 2, ends: Ends | None = None) -> int:
+    """The same, given one that fits.
+
+    Args:
+        low: it fits.
+        room: bytes left over with k; it falls as k grows and remembers what it was asked.
+        most: no larger number is tried.
+        guess: where to look first.
+        ends: asked where it is worth a thought, in place of reading the next one up.
+    """
+    high = most + 1  # does not fit, or is not allowed
+    guess, readings = max(low + 1, min(guess, most)), 0
     while high - low > 1:
         step = guess - low
         if room(guess) >= 0:
             low = guess
+            if ends is not None and low < most and ends(low):
+                return low
         else:
             high = guess
         readings += 1

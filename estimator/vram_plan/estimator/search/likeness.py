@@ -13,9 +13,11 @@ from itertools import product
 from math import prod
 
 from vram_plan.estimator.config import TrainConfig
+from vram_plan.estimator.fp8 import casting
 from vram_plan.estimator.overhead import workspace_bytes
 from vram_plan.estimator.search.space import Assignment, Space
 from vram_plan.estimator.sharding.megatron import before_hopper
+from vram_plan.profiles.collective_rates import links_of
 from vram_plan.profiles.gpus import GpuSpec
 
 _DEGREES = ("tp", "pp", "cp")
@@ -67,9 +69,21 @@ def recipe_traits(space: Space) -> Callable[[Assignment], Callable[[int], Hashab
     return own
 
 
-def gpu_traits(gpu: GpuSpec | None) -> bool:
-    """Equal for two kinds of GPU: refused alike."""
-    return gpu is None or gpu.supports_bf16
+def gpu_traits(gpu: GpuSpec | None, *, eight: bool = False) -> Hashable:
+    """Equal for two kinds of GPU: refused alike; ``eight``: also where products are in 8 bits."""
+    if gpu is None or not eight:
+        return gpu is None or gpu.supports_bf16
+    return (gpu.supports_bf16, gpu.vendor, gpu.compute_capability)
+
+
+def has_steady_links(gpu: GpuSpec | None) -> bool:
+    """Whether a collective inside a machine takes no less time with more GPUs.
+
+    Over PCIe it does not; NVLink's switches add up on their own with eight, links between pairs are
+    more with more peers, and what was measured is what it is.
+    """
+    peers = ("nvlink", "xgmi")
+    return gpu is not None and not gpu.link.startswith(peers) and links_of(gpu) is None
 
 
 def memory_traits(config: TrainConfig) -> Hashable:
@@ -77,6 +91,6 @@ def memory_traits(config: TrainConfig) -> Hashable:
     return (workspace_bytes(config), ledger_traits(config))
 
 
-def ledger_traits(config: TrainConfig) -> bool:
+def ledger_traits(config: TrainConfig) -> Hashable:
     """Equal for two kinds of GPU: the same ledger but for cuBLAS' workspaces."""
-    return config.engine == "megatron" and before_hopper(config)
+    return (config.engine == "megatron" and before_hopper(config), casting(config))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 
 from vram_plan.estimator.config import TrainConfig
 from vram_plan.estimator.overhead import (
@@ -13,9 +14,10 @@ from vram_plan.estimator.overhead import (
     unlisted_workspaces,
     workspace_bytes,
 )
-from vram_plan.estimator.search.closed_form import Reading, extrapolate, largest_on_lines, read
+from vram_plan.estimator.search.closed_form import Reading, along, largest_on_lines, read
+from vram_plan.estimator.search.largest_batch import Room, largest_from
 from vram_plan.estimator.search.likeness import ledger_traits
-from vram_plan.estimator.search.room import Need, memory_needed
+from vram_plan.estimator.search.room import Need, memory_needed, room
 from vram_plan.estimator.search.variant import varied
 
 MARGIN_BYTES = 64 * 2**20
@@ -56,10 +58,18 @@ class Needs:
             found = read(memory_needed(one))
             self._readings[full] = found._replace(overhead=found.overhead - _workspaces(one))
             self._needs[full] = self._readings[full].need
-            if micro_batch <= 2:
-                self._configs[(*key, config.gpus)] = config
-                insort(self._read[(*key, micro_batch, accum)], config.gpus)
+            self._note(key, config, micro_batch, accum)
         return self._readings[full]
+
+    def _note(self, key: _Key, config: TrainConfig, micro_batch: int, accum: int) -> None:
+        """Where one sequence has been read, and where one and two have."""
+        if micro_batch > 2:
+            return
+        self._configs[(*key, config.gpus)] = config
+        if micro_batch == 1:
+            insort(self._read[(*key, 1, accum)], config.gpus)
+        if (*key, config.gpus, 3 - micro_batch, accum) in self._readings:
+            insort(self._read[(*key, 2, accum)], config.gpus)
 
     def need(self, key: _Key, config: TrainConfig, micro_batch: int, accum: int) -> Need:
         """What is needed."""
@@ -67,19 +77,27 @@ class Needs:
         found = self._needs[(*key, config.gpus, micro_batch, accum)]
         return found._replace(required=found.required + _workspaces(config))
 
-    def likely(self, key: _Key, config: TrainConfig, most: int) -> int:
-        """The largest micro-batch on the lines through two and three sequences.
+    def guess(self, key: _Key, config: TrainConfig, most: int) -> int:
+        """The largest micro-batch if more sequences take what a second one takes on other GPUs."""
+        accum = config.grad_accum
+        own, known = self.reading(key, config, 1, accum), self._read[(*key, 2, accum)]
+        if known:
+            gpus = known[min(bisect_left(known, config.gpus), len(known) - 1)]
+            low, high = (self._readings[(*key, gpus, b, accum)] for b in (1, 2))
+        else:
+            low, high = own, self.reading(key, config, 2, accum)
+        one, two = (along(own, low, high, more) for more in (0, 1))
+        one = one._replace(overhead=one.overhead + _workspaces(config))
+        return largest_on_lines(config, one, two, most)
 
-        With one, buckets whose bytes do not grow may fill an instant that activations fill later.
-        """
-        assert config.gpu is not None
-        full = (*key, config.gpus, config.gpu.name)
-        if full not in self._lines:
-            two, three = (self.reading(key, config, b, config.grad_accum) for b in (2, 3))
-            one = extrapolate(two, three, 0)
-            one = one._replace(overhead=one.overhead + _workspaces(config))
-            self._lines[full] = largest_on_lines(config, one, two, most)
-        return self._lines[full]
+    def ends(self, key: _Key, config: TrainConfig, micro_batch: int) -> bool:
+        """Whether one sequence more misses by the margin on the line from one to so many."""
+        if micro_batch == 1:
+            return False
+        low, high = (self.reading(key, config, b, config.grad_accum) for b in (1, micro_batch))
+        found = along(high, low, high, 1, micro_batch - 1)
+        found = found._replace(overhead=found.overhead + _workspaces(config))
+        return room(config, found.need) < -MARGIN_BYTES
 
     def misses(self, key: _Key, config: TrainConfig, on: TrainConfig) -> int:
         """Bytes that one sequence misses at least, from what it needs on more GPUs."""
@@ -143,9 +161,13 @@ class RecipeNeeds:
         """With a micro-batch and so many of them a step."""
         return self._needs.need(self._key, self._config, micro_batch, accum)
 
-    def likely(self, most: int) -> int:
-        """A micro-batch that is no smaller than the largest that fits, and hardly larger."""
-        return self._needs.likely(self._key, self._config, most)
+    def largest(self, left: Room, most: int) -> int:
+        """One sequence is read, what the line makes of it, seldom one beside that."""
+        if left(1) < 0:
+            return 0
+        guess = self._needs.guess(self._key, self._config, most)
+        ends = partial(self._needs.ends, self._key, self._config)
+        return largest_from(1, left, most, guess, ends)
 
     def misses(self, top: Top, *, nearest: bool = True) -> int:
         """Bytes that one sequence misses at least; not above 0 where it may fit."""

@@ -34,6 +34,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "offload": choices.OFFLOADS,
     "offload_device": choices.OFFLOAD_DEVICES,
     "precision": choices.PRECISIONS,
+    "fp8_recipe": choices.FP8_RECIPES,
+    "state_dtype": choices.STATE_DTYPES,
     "weights_dtype": choices.WEIGHTS_DTYPES,
     "quantization": choices.QUANTIZATIONS,
     "optimizer": choices.OPTIMIZERS,

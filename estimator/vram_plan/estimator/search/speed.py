@@ -10,24 +10,25 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 from vram_plan.estimator.config import TrainConfig
 from vram_plan.estimator.rank import Passes
 from vram_plan.estimator.search.alike import passes_of, staying, undivided
 from vram_plan.estimator.search.passes import Added, Prices, added_up
-from vram_plan.estimator.search.sent import Sent
+from vram_plan.estimator.search.sent import Alike, Sent, depends_on_batch
 from vram_plan.estimator.search.variant import varied
 from vram_plan.estimator.speed.bubble import ratio
 from vram_plan.estimator.speed.exposure import exposed
 from vram_plan.estimator.speed.flash import for_kernels
+from vram_plan.estimator.speed.fp8 import least_share
 from vram_plan.estimator.speed.offload import sends_activations
 from vram_plan.estimator.speed.optimizer_step import optimizer_seconds
 from vram_plan.estimator.speed.phases import chain_work
 from vram_plan.estimator.speed.roofline import peak_flops
-from vram_plan.estimator.speed.step_time import sharing, step_time, tokens_per_step
+from vram_plan.estimator.speed.step_time import sharing, step_time
 from vram_plan.estimator.speed.traffic import NotModelled
-from vram_plan.profiles.efficiency import curves_of
+from vram_plan.profiles.efficiency import Curves, curves_of
 from vram_plan.profiles.gpus import GpuSpec
 
 _ROUNDING = 0.999
@@ -35,6 +36,13 @@ _ROUNDING = 0.999
 the seconds of a pass."""
 _LAUNCHES = 0.99
 """Share of the kernels of one sequence that any number of them has: a few depend on sizes."""
+
+
+class Kinds(NamedTuple):
+    """What `Speed.work` and `Speed.traffic` say of a recipe."""
+
+    work: Hashable
+    traffic: Any
 
 
 class Speed(Protocol):
@@ -46,6 +54,9 @@ class Speed(Protocol):
     def work(self, config: TrainConfig) -> Hashable:
         """What decides `rough` and `least`: configurations with equal work have equal floors."""
 
+    def traffic(self, config: TrainConfig) -> Hashable:
+        """What decides, beside the machine and the batch, what ranks exchange."""
+
     def rough(self, config: TrainConfig, gpu: GpuSpec, work: Hashable) -> float:
         """GPU-seconds a token takes at least: quick to say, far below."""
 
@@ -56,7 +67,7 @@ class Speed(Protocol):
         self,
         config: TrainConfig,
         batch: tuple[int, int],
-        work: Hashable,
+        kinds: Kinds,
         most: TrainConfig | None = None,
     ) -> float | None:
         """Seconds per token at least with a micro-batch no larger than this; None: not modelled.
@@ -100,6 +111,7 @@ class Modelled:
         self._waiting: dict[Hashable, tuple[int, int]] = {}
         self._known: dict[tuple[Hashable, str, bool], tuple[_Line, _Line]] = {}
         self._prices: dict[tuple[str, float], Prices] = {}
+        self._known_curves: dict[str, Curves] = {}
         self._sent = Sent()
 
     def seconds_per_token(self, config: TrainConfig) -> float | None:
@@ -110,14 +122,19 @@ class Modelled:
     def work(self, config: TrainConfig) -> Hashable:
         """A number for each different pass of one sequence, however states are sharded."""
         passes = passes_of(staying(config), 1)
-        key = (id(passes), config.cp, config.seq_len, config.source_len)
+        key = (id(passes), config.cp, config.seq_len, config.source_len, config.fp8_recipe)
         number, _ = self._kinds.setdefault(key, (len(self._kinds), passes))
         return number
+
+    def traffic(self, config: TrainConfig) -> Alike:
+        """Numbers for each different traffic."""
+        return self._sent.alike(config)
 
     def rough(self, config: TrainConfig, gpu: GpuSpec, work: Hashable) -> float:
         """Its operations at the peak."""
         flops = self._tape(config, work, 1).flops
         seconds = sum(each / peak_flops(gpu, itemsize) for itemsize, each in flops)
+        seconds *= least_share(config, gpu, self._curves(gpu))
         return seconds * _ranks_per_token(config)
 
     def least(self, config: TrainConfig, gpu: GpuSpec, work: Hashable) -> float:
@@ -129,28 +146,36 @@ class Modelled:
         self,
         config: TrainConfig,
         batch: tuple[int, int],
-        work: Hashable,
+        kinds: Kinds,
         most: TrainConfig | None = None,
     ) -> float | None:
         """The step time with the passes on their line."""
-        config = varied(config, micro_batch=batch[0], grad_accum=batch[1])
-        most = most or config
-        gpu, waves = config.gpu, config.grad_accum
+        micro_batch, waves = batch
+        if waves != config.grad_accum or depends_on_batch(config):
+            config = varied(config, micro_batch=micro_batch, grad_accum=waves)
+        most, gpu, work = most or config, config.gpu, kinds.work
         assert gpu is not None
         lines = self._lines(config, gpu, work)
-        forward, backward = (line.at(config.micro_batch) / config.pp * waves for line in lines)
-        tape, curves = self._tape(config, work, 1), curves_of(gpu)
+        forward, backward = (line.at(micro_batch) / config.pp * waves for line in lines)
+        tape, curves = self._tape(config, work, 1), self._curves(gpu)
         learning, tensors = tape.learning / config.pp / sharing(most), tape.tensors / config.pp
         step = optimizer_seconds(config, learning, gpu, curves, tensors=tensors)
         phases = {"forward": forward, "backward": backward, "step": step}
         try:
-            sent = self._sent.at_least(config, self._host_bytes(config, work), most)
-            waited = exposed(sent, phases, curves.contention)
+            waiting = self._host_bytes(config, work)
+            sent = self._sent.at_least(config, kinds.traffic, waiting, most)
         except NotModelled:
             return None
+        waited = exposed(sent, phases, curves.contention)
         idle = ratio(config) * (forward + backward) if config.pp > 1 else 0.0
         seconds = forward + backward + step + sum(waited.values()) + idle
-        return seconds / tokens_per_step(config)
+        sequences = config.data_parallel * micro_batch * waves
+        return seconds / (sequences * (config.seq_len + config.source_len))
+
+    def _curves(self, gpu: GpuSpec) -> Curves:
+        if gpu.name not in self._known_curves:
+            self._known_curves[gpu.name] = curves_of(gpu)
+        return self._known_curves[gpu.name]
 
     def _host_bytes(self, config: TrainConfig, work: Hashable) -> float:
         """Of activations that wait in host memory, on the line through one sequence and two."""
@@ -170,7 +195,7 @@ class Modelled:
         return self._works[key]
 
     def _priced(self, config: TrainConfig, gpu: GpuSpec) -> Prices:
-        curves = for_kernels(curves_of(gpu), config, gpu)
+        curves = for_kernels(self._curves(gpu), config, gpu)
         key = (gpu.name, curves.attention_forward)
         return self._prices.setdefault(key, Prices(gpu, curves))
 
@@ -178,10 +203,13 @@ class Modelled:
         key = (work, gpu.name, config.engine == "megatron")  # whose kernels may be others
         if key not in self._known:
             prices = self._priced(config, gpu)
+            share = least_share(config, gpu, prices.curves)
             one, two = (self._tape(config, work, b) for b in (1, 2))
             forward, backward = (
                 _line(
-                    prices.seconds(a), prices.seconds(b), a.launches * prices.curves.launch_seconds
+                    share * prices.seconds(a),
+                    share * prices.seconds(b),
+                    a.launches * prices.curves.launch_seconds,
                 )
                 for a, b in zip(one.added, two.added, strict=True)
             )

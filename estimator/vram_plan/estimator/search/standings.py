@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections.abc import Hashable
 
 from vram_plan.estimator.search.cells import Machine
 from vram_plan.estimator.search.pareto import place
+from vram_plan.estimator.search.ties import figure, grouped, kind
 from vram_plan.estimator.search.wish import Candidate, Wish
 
+_Rank = tuple[float, float, int]
 _TRUST = 1 - 1e-9
 """A floor is a sum of floats: it may lie a rounding above what it bounds."""
+_BEYOND = 1.001
+"""Figures of five digits tell such worths apart."""
 
 
 class Standings:
@@ -17,19 +22,37 @@ class Standings:
 
     def __init__(self, wish: Wish) -> None:
         self._wish = wish
-        self._best: list[tuple[tuple[float, float, int], Candidate]] = []
+        self._plans: list[Candidate] = []
+        self._ranks: dict[Hashable, _Rank] = {}
+        self._best: list[tuple[_Rank, Hashable]] = []
+        self._last: float | None = None
+        self._worth = 0.0
         self._front: list[tuple[float, float, int, Candidate]] = []
         self.count = 0
 
     def add(self, plan: Candidate) -> None:
         """Take a candidate in where it belongs."""
         self.count += 1
-        ranked = (plan.rank(self._wish.objective), plan)
-        if len(self._best) < self._wish.top or ranked[0] < self._best[-1][0]:
-            insort(self._best, ranked, key=lambda item: item[0])
-            del self._best[self._wish.top :]
+        self._plans.append(plan)
+        self._join_best(plan)
         if self._wish.wants_front and plan.usd_per_token is not None:
             self._join_front(plan)
+
+    def _join_best(self, plan: Candidate) -> None:
+        """The best of plans that tie stands for all of them."""
+        objective, top = self._wish.objective, self._wish.top
+        alike, rank = kind(objective, plan), plan.rank(objective)
+        known = self._ranks.get(alike)
+        if known is not None and known <= rank:
+            return
+        self._ranks[alike] = rank
+        if known is not None and (known, alike) in self._best:
+            self._best.remove((known, alike))
+        insort(self._best, (rank, alike), key=lambda item: item[0])
+        del self._best[top:]
+        if len(self._best) == top:
+            self._worth = self._best[-1][0][0]
+            self._last = figure(objective, self._worth)
 
     def _join_front(self, plan: Candidate) -> None:
         mine = place(plan)
@@ -42,8 +65,8 @@ class Standings:
         self._front[at:end] = [(*mine, plan)]
 
     def best(self) -> tuple[Candidate, ...]:
-        """The best plans, best first."""
-        return tuple(plan for _, plan in self._best)
+        """The best plans, best first, each with those that tie with it."""
+        return grouped(self._plans, self._wish)
 
     def front(self) -> tuple[Candidate, ...]:
         """The front, fastest first."""
@@ -59,8 +82,14 @@ class Standings:
         return usd is None or self._is_dominated(seconds, usd)
 
     def is_beaten(self, worth: float) -> bool:
-        """Whether enough better plans are known than one of this worth at best."""
-        return len(self._best) == self._wish.top and worth > self._best[-1][0][0]
+        """Whether enough better plans are known than one of this worth at best.
+
+        One that ties with the last of them has to be named with it.
+        """
+        if self._last is None or worth <= self._worth:
+            return False
+        beyond = worth > _BEYOND * self._worth
+        return beyond or figure(self._wish.objective, worth) > self._last
 
     def _is_dominated(self, seconds: float, usd: float) -> bool:
         at = bisect_left(self._front, (seconds,), key=lambda item: item[:1])

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from vram_plan.estimator.config import TrainConfig
 from vram_plan.estimator.search import tally
-from vram_plan.estimator.search.largest_batch import largest_that_fits
+from vram_plan.estimator.search.largest_batch import Room, largest_that_fits
 from vram_plan.estimator.search.rent import usd_per_hour
 from vram_plan.estimator.search.room import Need, need, room
 from vram_plan.estimator.search.space import Space
@@ -26,8 +26,13 @@ class Needs(Protocol):
     def __call__(self, config: TrainConfig, micro_batch: int, accum: int) -> Need:
         """Bytes."""
 
-    def likely(self, most: int) -> int:
-        """Where to look first for the largest micro-batch: no smaller than it is."""
+    def largest(self, left: Room, most: int) -> int:
+        """The largest micro-batch that fits, which has been read; 0 where one sequence does not.
+
+        Args:
+            left: reads a micro-batch and tells what is left over.
+            most: the largest that may be taken.
+        """
 
 
 class Plain:
@@ -37,9 +42,9 @@ class Plain:
         """From the ledger."""
         return need(varied(config, micro_batch=micro_batch, grad_accum=accum))
 
-    def likely(self, most: int) -> int:
-        """No guess."""
-        return 2
+    def largest(self, left: Room, most: int) -> int:
+        """From readings alone: it fits and the next one up does not."""
+        return largest_that_fits(left, most)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +82,13 @@ class Trial:
 
 def judge(trial: Trial, order: int, config: TrainConfig) -> Candidate | tally.Out:
     """The configuration with its micro-batch and its figures, or why it is out."""
-    chosen = choose(trial, config)
+    return conclude(trial, order, config, choose(trial, config))
+
+
+def conclude(
+    trial: Trial, order: int, config: TrainConfig, chosen: Chosen | None
+) -> Candidate | tally.Out:
+    """The same, the micro-batch chosen."""
     if chosen is None:
         return tally.Out(tally.NOT_DIVISIBLE, f"{config.data_parallel} ranks")
     if chosen.room < 0:
@@ -174,18 +185,5 @@ def _any_batch(trial: Trial, config: TrainConfig) -> Chosen:
             read[micro_batch] = _with_room(trial, config, (micro_batch, config.grad_accum))
         return read[micro_batch].room
 
-    if left(1) < 0:
-        return read[1]
-    guess = trial.needs.likely(MOST_SEQUENCES)
-    return read[largest_that_fits(left, MOST_SEQUENCES, guess)]
-
-
-def at_most(trial: Trial, config: TrainConfig) -> Batch | None:
-    """A micro-batch that is no smaller than the one a configuration takes; None: none fits."""
-    listed = batches(trial, config)
-    if listed is not None:
-        return listed[-1] if listed else None
-    one = _with_room(trial, config, (1, config.grad_accum))
-    if one.room < 0:
-        return None
-    return trial.needs.likely(MOST_SEQUENCES), config.grad_accum
+    found = trial.needs.largest(left, MOST_SEQUENCES)
+    return read[max(1, found)]

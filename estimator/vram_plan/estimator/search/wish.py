@@ -76,6 +76,7 @@ class Candidate:
         usable_bytes: what the GPU asked about gives; None where none was asked about.
         usd_per_hour: all GPUs, on demand; None where no price is known.
         seconds_per_token: of the whole run, all GPUs together; None without a step time.
+        ties: plans that come to the same (`ties.kind`), where they were asked for.
     """
 
     order: int
@@ -84,6 +85,7 @@ class Candidate:
     usable_bytes: int | None = None
     usd_per_hour: float | None = None
     seconds_per_token: float | None = None
+    ties: tuple[Candidate, ...] = ()
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -137,7 +139,7 @@ class Found:
     """What a search found.
 
     Attributes:
-        plans: the best, best first.
+        plans: the best, best first, each with those that tie with it.
         front: plans that no other beats in both cost and time, fastest first.
         ruled_out: counts by reason, most first; with ``fitting`` they sum to ``raw``.
         raw: configurations of the space, the micro-batch not counted.
