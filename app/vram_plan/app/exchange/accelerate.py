@@ -26,7 +26,10 @@ _TYPES = {
     "deepspeed": "deepspeed",
     "megatron_lm": "megatron",
 }
-_MIXED = {"no": "no", "bf16": "bf16", "fp16": "fp16"}
+_MIXED = frozenset({"no", "bf16", "fp16", "fp8"})
+_FP8 = "fp8_config"
+_BACKENDS = {"ao": "ao-tensorwise", "te": "te-delayed", "no": "ao-tensorwise"}
+"""``fp8_config.backend``; without one torchao is taken where it is installed (accelerator.py)."""
 
 
 def read(document: Document) -> Reading:
@@ -75,12 +78,23 @@ def _read_mixed(reader: Reader) -> None:
     if mixed.lower() == "false":  # YAML's reading of an unquoted no
         mixed = "no"
     if mixed.lower() == "fp8":
-        reader.warn(("mixed_precision",), "fp8 is not planned; the plan takes bf16")
-        mixed = "bf16"
+        _read_fp8(reader)
     if mixed.lower() not in _MIXED:
         raise reader.wrong(("mixed_precision",), "must be no, fp16, bf16 or fp8", mixed)
     weight = Weight.OFF if mixed.lower() == "no" else Weight.STATED
     reader.state("mixed_precision", mixed.lower(), "mixed_precision", weight=weight)
+
+
+def _read_fp8(reader: Reader) -> None:
+    """The library that casts to 8 bits, and how it scales."""
+    backend = (reader.text(_FP8, "backend") or "no").lower()
+    recipe = _BACKENDS.get(backend)
+    if recipe is None:
+        reader.warn((_FP8, "backend"), f"{backend} is not planned; the plan takes torchao")
+        recipe = _BACKENDS["ao"]
+    if recipe == "te-delayed" and reader.flag(_FP8, "use_mxfp8_block_scaling"):
+        recipe = "te-mxfp8"
+    reader.state("fp8_recipe", recipe, _FP8, "backend")
 
 
 def _read_deepspeed(reader: Reader) -> None:
@@ -177,9 +191,23 @@ def write(config: TrainConfig) -> str:
         # the launcher refuses a mixed precision beside DeepSpeed's own file
         del values["mixed_precision"]
         values[_DS] = {"deepspeed_config_file": DS_FILE, "zero3_init_flag": config.zero == 3}
+    if config.precision == "fp8":
+        values[_FP8] = _fp8_section(config)
     if config.compile:
         values["dynamo_config"] = {"dynamo_backend": "INDUCTOR"}
     return yaml_text(values)
+
+
+def _fp8_section(config: TrainConfig) -> dict[str, Any]:
+    """Raises CannotSayError for scaling that Accelerate does not choose by its file."""
+    if config.fp8_recipe not in {*_BACKENDS.values(), "te-mxfp8"}:
+        raise CannotSayError(f"{FORM} has no word for --fp8-recipe {config.fp8_recipe}")
+    if config.engine in {"torch", "ddp"} and not config.autocast:
+        raise CannotSayError(f"{FORM} computes fp8 under autocast: add --amp")
+    section: dict[str, Any] = {"backend": "TE" if config.fp8_recipe.startswith("te-") else "AO"}
+    if config.fp8_recipe == "te-mxfp8":
+        section["use_mxfp8_block_scaling"] = True
+    return section
 
 
 def _write_mesh(config: TrainConfig, values: dict[str, Any]) -> None:

@@ -90,6 +90,8 @@ def _kind(config: TrainConfig) -> str:
 
 def _precision(config: TrainConfig) -> dict[str, Any]:
     mixed, dtype = regime(config)
+    if mixed == "fp8":
+        raise CannotSayError(f"{FORM} is not written for --precision fp8")
     found: dict[str, Any] = {"bf16": mixed == "bf16", "fp16": mixed == "fp16", "tf32": False}
     if mixed == "no" and dtype != "fp32":
         found["bfloat16" if dtype == "bf16" else "float16"] = True

@@ -187,6 +187,8 @@ def _refuse(config: TrainConfig) -> None:
 
 def _precision(config: TrainConfig) -> dict[str, Any]:
     mixed, dtype = regime(config)
+    if mixed == "fp8":
+        raise CannotSayError(f"{FORM} is not written for --precision fp8")
     pure = mixed == "no" and dtype == "bf16"
     return {"bf16": mixed == "bf16", "fp16": mixed == "fp16"} | (
         {"pure_bf16": True} if pure else {}

@@ -65,7 +65,7 @@ def _yield(facts: Facts, given: Mapping[str, Any]) -> Facts:
     if given.get("method") in choices.WHOLE_MODEL:
         dropped |= set(_ADAPTERS)
     if given.keys() & {"precision", "weights_dtype", "amp"}:
-        dropped |= {"mixed_precision", "model_dtype"}
+        dropped |= {"mixed_precision", "model_dtype", "fp8_recipe"}
     return {name: fact for name, fact in facts.items() if name not in dropped}
 
 
@@ -154,13 +154,13 @@ def _settle_precision(values: dict[str, Any], given: Mapping[str, Any]) -> None:
         if mixed is not None:
             values["precision"] = "fp32" if mixed == "no" else mixed
         return
-    if mixed in {"bf16", "fp16"}:
+    if mixed in {"bf16", "fp16", "fp8"}:
         values["precision"] = mixed
         whole = {**values, **given}.get("method", "full") in choices.WHOLE_MODEL
         sharded = engine in {"fsdp1", "fsdp2"}
         if not sharded:
             # transformers 5 loads the checkpoint's dtype: 16 bits for what people fine-tune
-            values["weights_dtype"] = dtype or mixed
+            values["weights_dtype"] = dtype or ("bf16" if mixed == "fp8" else mixed)
             values["amp"] = None if values["weights_dtype"] == "fp32" else True
         elif dtype == "fp32" or (dtype is not None and not whole):
             # accelerate holds in fp32 what learns under FSDP

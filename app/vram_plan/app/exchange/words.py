@@ -78,12 +78,14 @@ class Regime(NamedTuple):
 
 
 def regime(config: TrainConfig) -> Regime:
-    """Mixed precision ("no", bf16, fp16) and loaded dtype of a configuration.
+    """Mixed precision ("no", bf16, fp16, fp8) and loaded dtype of a configuration.
 
     DeepSpeed's engine casts every weight; accelerate holds trainable shards of FSDP in fp32 under
     mixed precision (``accelerator.py`` ``prepare_model``), so 16-bit shards mean none.
     """
     precision, weights = config.precision, config.weights_dtype
+    if precision == "fp8":
+        return Regime("fp8", weights)
     if config.engine == "deepspeed":
         return Regime("no" if precision == "fp32" else precision, weights)
     if config.engine in {"fsdp1", "fsdp2"}:

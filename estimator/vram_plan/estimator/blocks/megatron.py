@@ -72,7 +72,7 @@ def layer(f: Forward, x: Tensor, shared: Mapping[str, Tensor]) -> Tensor:
 
 def self_attention(f: Forward, x: Tensor) -> Tensor:
     """``SelfAttention``: norm and one projection for q, k, v; rotation; kernel; projection."""
-    spec, split = f.spec, _split(f)
+    spec = f.spec
     heads = f.heads()
     sizes = tuple(n * heads.head_dim for n in (heads.heads, heads.kv_heads, heads.kv_heads))
     scale, weights = (
@@ -81,7 +81,7 @@ def self_attention(f: Forward, x: Tensor) -> Tensor:
             f, "self_attn.linear_qkv", (sum(sizes), spec.hidden_size), bias=spec.attention_bias
         ),
     )
-    made = megatron.norm_linear(f.t, x, scale, weights, split)
+    made = _columns(f, x, scale, weights)
     q, k, v = megatron.split_projections(f.t, made, tuple(f.tokens * size for size in sizes))
     del made
     if spec.rotary_dim:
@@ -90,7 +90,7 @@ def self_attention(f: Forward, x: Tensor) -> Tensor:
     del q, k, v
     shape = (spec.hidden_size, heads.heads * heads.head_dim)
     projection = _linear(f, "self_attn.linear_proj", shape, bias=spec.attention_out_bias)
-    return megatron.row_linear(f.t, out, projection, split)
+    return _rows(f, out, projection, attends=True)
 
 
 def _kernel(f: Forward, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -114,10 +114,10 @@ def feed_forward(f: Forward, x: Tensor) -> Tensor:
     wide = width * (2 if spec.is_gated_act else 1)
     scale = _norm(f, "pre_mlp_layernorm")
     up = _linear(f, "mlp.linear_fc1", (wide, spec.hidden_size), bias=spec.mlp_bias)
-    made = megatron.norm_linear(f.t, x, scale, up, split)
+    made = _columns(f, x, scale, up)
     made = megatron.activate(f.t, made, f.tokens * width)
     down = _linear(f, "mlp.linear_fc2", (spec.hidden_size, width), bias=spec.mlp_bias)
-    return megatron.row_linear(f.t, made, down, split)
+    return _rows(f, made, down)
 
 
 def head(f: Forward, x: Tensor, shared: Mapping[str, Tensor]) -> Tensor:
@@ -139,6 +139,26 @@ def vocabulary_logits(f: Forward, x: Tensor) -> Tensor:
 
 def _split(f: Forward) -> megatron.Split:
     return megatron.Split(ranks=f.how.tensor, sequence=f.how.sequence_parallel)
+
+
+def _columns(f: Forward, x: Tensor, scale: tuple[Param, ...], weights: tuple[Param, ...]) -> Tensor:
+    """Norm and product by columns, in 16 bits or in 8."""
+    if f.how.eight is not None:
+        from vram_plan.estimator.ops import megatron_fp8  # few ask for it
+
+        return megatron_fp8.norm_linear(f.t, x, scale, weights, _split(f), f.how.eight)
+    return megatron.norm_linear(f.t, x, scale, weights, _split(f))
+
+
+def _rows(f: Forward, x: Tensor, weights: tuple[Param, ...], *, attends: bool = False) -> Tensor:
+    """A product by rows, in 16 bits or in 8; ``attends``: of attention's output."""
+    eight = f.how.eight
+    if eight is not None:
+        from vram_plan.estimator.ops import megatron_fp8
+
+        original = attends and eight.keeps_original
+        return megatron_fp8.row_linear(f.t, x, weights, _split(f), eight, original=original)
+    return megatron.row_linear(f.t, x, weights, _split(f))
 
 
 def _norm(f: Forward, name: str) -> tuple[Param, ...]:

@@ -12,11 +12,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from vram_plan.estimator.blocks.megatron import is_built
+from vram_plan.estimator.choices import BYTES
 from vram_plan.estimator.config import TrainConfig
 from vram_plan.estimator.inventory import Weight
 from vram_plan.estimator.ledger import Entry
 from vram_plan.estimator.sharding.base import Rank, clipping_entry, weights_entries
+from vram_plan.estimator.sharding.fp8_weights import cached_copies, engine_state
+from vram_plan.estimator.sharding.megatron_fsdp import fsdp_entries
 from vram_plan.estimator.step import PASSES
+from vram_plan.profiles.switches import overlaps_tensor_ranks
 
 BUFFER = "Megatron-LM megatron/core/distributed/param_and_grad_buffer.py"
 OPTIMIZER = "Megatron-LM megatron/core/optimizer/distrib_optimizer.py"
@@ -26,6 +30,8 @@ FP32_BYTES = 4
 MIB = 1 << 20
 ENGINE_WORKSPACE = (4 * MIB, 32 * MIB)
 """Transformer Engine's own workspace for cuBLAS: before Hopper, and from Hopper on."""
+OVERLAPPED = 3
+"""Streams of overlapped products (``_NUM_MAX_UB_STREAMS``)."""
 _BEFORE_HOPPER = frozenset({"ampere", "ada", "turing", "volta", "pascal"})
 _MOMENTS = {"adamw": 2, "adamw-fused": 2, "sgd-momentum": 1, "sgd": 0}
 
@@ -38,9 +44,13 @@ def keeps_gradients(config: TrainConfig) -> bool:
 def entries(rank: Rank) -> list[Entry]:
     """Weights, main gradients, masters and moments, and the buffers that stay."""
     _divisible(rank.config)
+    if rank.config.fsdp:
+        return [*fsdp_entries(rank), *engine_state(rank, 0), *_buffers(rank)]
     return [
         *weights_entries(rank),
         _main_gradients(rank),
+        *cached_copies(rank),
+        *engine_state(rank, 0),
         *_optimizer(rank),
         clipping_entry(rank),
         *_buffers(rank),
@@ -89,11 +99,11 @@ def _optimizer(rank: Rank) -> list[Entry]:
     own = -(-dense // ranks) + -(-sparse // max(1, ranks // config.ep))
     shared = f"{dense + sparse:,.0f} parameters / {ranks} data-parallel ranks"
     moments = _MOMENTS.get(config.optimizer, 2)
-    masters = 0 if config.weights_bytes == FP32_BYTES else FP32_BYTES
+    masters, state = _master_bytes(config), BYTES[config.state_dtype]
     return [
         Entry(
             component="master_weights",
-            name="fp32 master weights",
+            name="fp32 master weights" if masters != 2 else "remainders of fp32 master weights",
             bytes=round(masters * own),
             formula=f"{masters} bytes · {shared}",
             source=OPTIMIZER,
@@ -102,12 +112,27 @@ def _optimizer(rank: Rank) -> list[Entry]:
         Entry(
             component="optimizer_states",
             name="optimizer states",
-            bytes=round(FP32_BYTES * moments * own),
-            formula=f"{moments} fp32 moments · {shared}",
+            bytes=round(state * moments * own),
+            formula=f"{moments} {config.state_dtype} moments · {shared}",
             source=OPTIMIZER,
             state=True,
         ),
     ]
+
+
+def _master_bytes(config: TrainConfig) -> int:
+    """Bytes of a master weight beside the weight.
+
+    ``--use-precision-aware-optimizer`` has Transformer Engine keep the 16 bits that a bf16 weight
+    lacks (``store_param_remainders``), unless Megatron-LM keeps masters itself, as for recipes of
+    fp8 but delayed scaling (``megatron/core/optimizer/optimizer_config.py``
+    ``use_precision_aware_optimizer_no_fp8_or_ds_fp8``).
+    """
+    if config.weights_bytes == FP32_BYTES:
+        return 0
+    aware = config.state_dtype != "fp32" and config.weights_dtype == "bf16"
+    itself = config.precision == "fp8" and config.fp8_recipe != "te-delayed"
+    return FP32_BYTES // 2 if aware and not itself else FP32_BYTES
 
 
 def before_hopper(config: TrainConfig) -> bool:
@@ -115,11 +140,16 @@ def before_hopper(config: TrainConfig) -> bool:
     return config.gpu is not None and config.gpu.architecture.lower() in _BEFORE_HOPPER
 
 
+def engine_workspace(config: TrainConfig) -> int:
+    """Bytes of Transformer Engine's own workspace."""
+    return ENGINE_WORKSPACE[0 if before_hopper(config) else 1]
+
+
 def _buffers(rank: Rank) -> list[Entry]:
     config = rank.config
     if not is_built(config.model) or config.engine != "megatron":
         return []
-    size = ENGINE_WORKSPACE[0 if before_hopper(config) else 1]
+    size = engine_workspace(config)
     found = [
         Entry(
             component="buffers",
@@ -129,6 +159,17 @@ def _buffers(rank: Rank) -> list[Entry]:
             source=WORKSPACE,
         )
     ]
+    if overlaps_tensor_ranks(config.stack) and config.sequence_parallel and config.tp > 1:
+        found.append(
+            Entry(
+                component="buffers",
+                name="cuBLAS workspaces of overlapped products",
+                bytes=OVERLAPPED * size,
+                formula=f"{OVERLAPPED} streams · {size // MIB} MiB; what is exchanged is "
+                "outside the allocator",
+                source="TransformerEngine transformer_engine/pytorch/cpp_extensions/gemm.py",
+            )
+        )
     if config.sequence_parallel and config.tp > 1 and _has_head(rank):
         tokens = config.micro_batch * -(-config.seq_len // config.cp)
         width = config.model.hidden_size * config.compute_bytes

@@ -21,6 +21,7 @@ from vram_plan.estimator.speed.payload import (
     fullest_rank,
     trained_bytes,
 )
+from vram_plan.estimator.speed.techniques import fsdp
 from vram_plan.estimator.speed.transfer import Transfer
 
 _BUCKET_ELEMENTS = 40_000_000
@@ -29,7 +30,12 @@ _BUCKET_ELEMENTS = 40_000_000
 
 
 def transfers(config: TrainConfig) -> tuple[Transfer, ...]:
-    """Gradients and weights, experts over the ranks that hold the same ones."""
+    """Gradients and weights, experts over the ranks that hold the same ones.
+
+    Megatron-FSDP gathers and scatters by blocks as PyTorch's does.
+    """
+    if config.fsdp:
+        return fsdp.transfers(config)
     rank = fullest_rank(config)
     found: list[Transfer] = []
     for experts, group in ((False, data_group(config)), (True, _expert_group(config))):
