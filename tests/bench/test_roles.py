@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from vram_plan.bench.proof.case import configured, paired
+from vram_plan.bench.proof.case import configured, paired, peak_of
 from vram_plan.bench.proof.sample import Candidate
 from vram_plan.bench.translate import trace_config
 
@@ -60,7 +60,7 @@ def test_components_are_the_plans(name: str) -> None:
     model, options = CASES[name]
     given = {"micro_batch": 4, "seq_len": 128, **PLAIN, **options}
     config = configured(Candidate(model=model, options=given))
-    found = paired(config, trace_step(trace_config(config, model)))
+    found = paired(config, peak_of(trace_step(trace_config(config, model))))
     peak = found["traced"]
     assert found["planned"] == pytest.approx(peak, rel=0.005)
     for component, (ours, theirs) in found["components"].items():

@@ -8,7 +8,7 @@ from vram_plan.bench.trace import TraceConfig, trace_step
 from vram_plan.bench.translate import trace_config
 from vram_plan.estimator.planner import plan_config
 from vram_plan.estimator.resolve import resolve
-from vram_plan.estimator.step import EMBEDDING_BACKWARD
+from vram_plan.estimator.step import BACKWARD_FIRST, EMBEDDING_BACKWARD, LOSS
 from vram_plan.profiles.hf_config import from_hf_config
 
 LLAMA = {
@@ -52,20 +52,46 @@ def test_equals_the_trace(name: str) -> None:
     assert planned.allocated_bytes == pytest.approx(trace.peak_bytes, abs=9 * 512)
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize("precision", ["bf16", "fp32", "autocast"])
 @pytest.mark.parametrize(
     ("loss", "seq_len"), [("hf", 192), ("chunked", 192), ("chunked", 64), ("liger", 192)]
 )
 def test_a_tied_head_waits_for_the_lookup(loss: str, seq_len: int, precision: str) -> None:
     """A view is summed with the lookup's gradient into a third table, anything else in place."""
     raw = LLAMA | {"tie_word_embeddings": True}
-    options = BASE | {"loss": loss, "seq_len": seq_len, "precision": precision, "method": "full"}
+    options = BASE | {"loss": loss, "seq_len": seq_len, "method": "full"}
+    narrow = "bf16" if precision == "autocast" else precision
+    options |= {"precision": narrow, "weights_dtype": "fp32" if precision == "autocast" else narrow}
+    _same_in(EMBEDDING_BACKWARD, raw, options)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "autocast"])
+@pytest.mark.parametrize("loss", ["hf", "fused-ce"])
+def test_a_loss_of_weights_has_its_own_tape(loss: str, precision: str) -> None:
+    """AdaLoRA's part of the loss is made while the model's logits are held."""
+    narrow = "bf16" if precision == "autocast" else precision
+    options = BASE | {"method": "adalora", "loss": loss, "precision": narrow, "micro_batch": 1}
+    options |= {"weights_dtype": "fp32", "seq_len": 64, "lora_rank": 32}
+    _same_in(LOSS, LLAMA, options | {"lora_targets": "all-linear"})
+
+
+@pytest.mark.filterwarnings("ignore:The following .*_pattern keys did not match")
+def test_factors_of_expert_stacks_come_back_from_the_host() -> None:
+    """``save_on_cpu`` copies weights too, and a product's factors come back together."""
+    raw = LLAMA | {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2}
+    options = BASE | {"method": "qlora", "precision": "fp32", "quantization": "nf4"}
+    _same_in(
+        BACKWARD_FIRST, raw, options | {"offload": "activations", "lora_targets": "all-linear"}
+    )
+
+
+def _same_in(instant: str, raw: dict[str, Any], options: dict[str, Any]) -> None:
+    """Plan and trace have as many bytes alive in an instant, but for the smallest blocks."""
     config = resolve(from_hf_config(raw, name="test", source="test"), options)
     trace = trace_step(trace_config(config, raw))
-    traced = {instant.name: instant.bytes for instant in trace.instants}
-    ledger = plan_config(config).memory.ledger
-    planned = sum(entry.bytes for entry in ledger.at(EMBEDDING_BACKWARD))
-    assert planned == pytest.approx(traced[EMBEDDING_BACKWARD], abs=9 * 512)
+    traced = {found.name: found.bytes for found in trace.instants}
+    planned = plan_config(config).memory.instants
+    assert planned[instant] == pytest.approx(traced[instant], abs=9 * 512)
 
 
 def test_a_prefix_widens_keys_beside_narrow_queries() -> None:
@@ -74,7 +100,7 @@ def test_a_prefix_widens_keys_beside_narrow_queries() -> None:
     spec = from_hf_config(OLMO2, name="test", source="test")
     with pytest.raises(ValueError, match="--attention flash: under autocast the prefix"):
         resolve(spec, options | {"attention": "flash"})
-    resolve(spec, options | {"attention": "sdpa"})
+    resolve(spec, options | {"lora_targets": "all-linear"})
     step = TraceConfig(
         config=OLMO2,
         batch=2,

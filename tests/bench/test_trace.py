@@ -1,11 +1,13 @@
 """What a trace tells."""
 
+import gc
 from typing import Any
 
 import pytest
 import torch
 
-from vram_plan.bench.trace import Trace, TraceConfig, trace_step
+from vram_plan.bench.trace import Trace, TraceConfig, fake, trace_step
+from vram_plan.bench.trace.storages import StorageLog
 from vram_plan.bench.trace.timeline import round_up
 
 
@@ -118,3 +120,18 @@ def test_refusals(shapes: dict[str, dict[str, Any]], options: dict[str, Any], me
 def test_nothing_fake_is_left_behind(shapes: dict[str, dict[str, Any]]) -> None:
     traced(shapes["llama"])
     assert type(torch.ones(2) + 1) is torch.Tensor
+
+
+def test_what_a_cycle_holds_is_gone_before_a_step() -> None:
+    log = StorageLog()
+    log.enter("backward")
+    loop: list[Any] = [torch.empty(1000)]
+    loop.append(loop)
+    log.see(loop[0], "empty", "")
+    gc.disable()
+    try:
+        del loop
+        fake._let_go(log)
+    finally:
+        gc.enable()
+    assert log.live_bytes == 0

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from vram_plan.bench.proof.case import configured, paired
+from vram_plan.bench.proof.case import configured, paired, peak_of
 from vram_plan.bench.proof.sample import Candidate
 from vram_plan.bench.trace import TraceConfig, trace_step
 from vram_plan.bench.translate import trace_config
@@ -174,7 +174,7 @@ def test_fsdp2_in_the_command_lines_words(name: str) -> None:
     model, options = STEPS[name]
     given = {"engine": "fsdp2", "gpus": 4, "micro_batch": 2, "seq_len": 64, **options}
     config = configured(Candidate(model=model, options=given))
-    found = paired(config, trace_step(trace_config(config, model)))
+    found = paired(config, peak_of(trace_step(trace_config(config, model))))
     assert found["planned"] == pytest.approx(found["traced"], rel=0.005)
     for component, (ours, theirs) in found["components"].items():
         assert abs(ours - theirs) <= 0.01 * found["traced"], component

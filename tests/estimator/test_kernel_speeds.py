@@ -9,9 +9,9 @@ import pytest
 
 from vram_plan.estimator.config import TrainConfig
 from vram_plan.estimator.resolve import resolve
-from vram_plan.estimator.search.speed import Modelled
+from vram_plan.estimator.search.speed import Kinds, Modelled
 from vram_plan.estimator.speed.flash import for_kernels
-from vram_plan.estimator.speed.fp8 import BY_ROW, BY_TENSOR, CURRENT, DELAYED, Recipe, in_fp8
+from vram_plan.estimator.speed.fp8 import Recipe, in_fp8, recipe_named, recipe_of
 from vram_plan.estimator.speed.step_time import StepTime, step_time, step_work, time_of
 from vram_plan.estimator.speed.traffic import transfers
 from vram_plan.estimator.speed.work import Kernel
@@ -19,7 +19,7 @@ from vram_plan.profiles.efficiency import curves_of
 from vram_plan.profiles.gpus import find_gpu
 from vram_plan.profiles.models import resolve_model
 
-CARDS = {name: find_gpu(name) for name in ("a100-80gb-sxm", "h100-80gb-sxm")}
+CARDS = {name: find_gpu(name) for name in ("a100-80gb-sxm", "h100-80gb-sxm", "b200")}
 
 
 def config(gpu: str = "h100-80gb-sxm", **options: Any) -> TrainConfig:
@@ -87,6 +87,14 @@ def test_nemo_hides_tensor_collectives_in_pieces() -> None:
     assert {one.overlaps for one in pieces} == {"forward", "backward"}
 
 
+def recipe(name: str, gpu: str = "h100-80gb-sxm", *, compiled: bool = True) -> Recipe:
+    return recipe_named(name, find_gpu(gpu), kept=name.startswith("te-"), compiled=compiled)
+
+
+DELAYED, CURRENT = recipe("te-delayed"), recipe("te-current")
+BY_TENSOR, BY_ROW = recipe("ao-tensorwise"), recipe("ao-rowwise")
+
+
 def narrow(run: TrainConfig, recipe: Recipe) -> list[tuple[Kernel, int]]:
     return list(in_fp8(step_work(run), recipe).whole)
 
@@ -134,6 +142,47 @@ def test_weights_are_cast_once_a_step() -> None:
     assert one == pytest.approx(4 * kept)
 
 
+@pytest.mark.parametrize(
+    ("name", "gpu", "bytes_each"),
+    [
+        ("te-delayed", "h100-80gb-sxm", 4.0),  # 2 read, 1 written, 1 written transposed
+        ("te-delayed", "b200", 3.0),  # products read either way
+        ("te-delayed", "rtx-5090-32gb", 4.0),  # no data-centre Blackwell
+        ("te-current", "b200", 5.0),  # read once more for the largest value
+        ("te-mxfp8", "b200", 2 + 2 * 33 / 32),
+        ("te-blockwise", "h100-80gb-sxm", 2 + 2 * 33 / 32),
+        ("te-nvfp4", "gb300", 4 + 2 * 9 / 16),
+    ],
+)
+def test_bytes_of_a_cast_by_recipe_and_card(name: str, gpu: str, bytes_each: float) -> None:
+    found = recipe(name, gpu)
+    assert found.inputs == found.gradients == found.weights == pytest.approx(bytes_each)
+    assert found.kept
+
+
+def test_products_of_4_bits_run_at_their_own_peak() -> None:
+    run, card = config(gpu="b200", micro_batch=2), CARDS["b200"]
+    curves = curves_of(card)
+    four, eight = (
+        time_of(in_fp8(step_work(run), recipe(name, "b200")), card, curves).parts
+        for name in ("te-nvfp4", "te-mxfp8")
+    )
+    assert card.peak_flops["fp4"] == 2 * card.peak_flops["fp8"]
+    assert 0.5 < four["matrix products"] / eight["matrix products"] < 0.8  # the head has 16 bits
+
+
+def test_the_option_is_timed_as_its_recipe() -> None:
+    plain = config(micro_batch=2, compile=True)
+    run = config(micro_batch=2, compile=True, precision="fp8")
+    found, card = recipe_of(run), CARDS["h100-80gb-sxm"]
+    assert found == BY_TENSOR
+    by_hand = time_of(in_fp8(step_work(plain), found), card, curves_of(card))
+    assert step(run).seconds == pytest.approx(by_hand.seconds)
+    assert step(run).peak_flops == card.peak_flops["fp8"]
+    eager = config(micro_batch=2, precision="fp8")
+    assert step(eager).seconds > step(run).seconds
+
+
 def test_8_bits_are_faster_than_16_but_not_twice() -> None:
     run = config(micro_batch=2)
     curves = replace(curves_of(run.gpu), matmul_narrow=curves_of(run.gpu).matmul)
@@ -151,7 +200,8 @@ def test_a_search_leaves_nothing_out_for_its_kernels(engine: str, stack: str) ->
     """Its floor counts with the kernels of the stack: never above the step time."""
     speed = Modelled()
     run = config(engine=engine, gpus=8, micro_batch=3, stack=stack)
-    floor = speed.at_least(run, (run.micro_batch, run.grad_accum), speed.work(run))
+    kinds = Kinds(speed.work(run), speed.traffic(run))
+    floor = speed.at_least(run, (run.micro_batch, run.grad_accum), kinds)
     assert floor is not None
     assert floor <= 1 / step(run).tokens_per_second * (1 + 1e-9)
     assert floor == pytest.approx(1 / step(run).tokens_per_second, rel=0.05)

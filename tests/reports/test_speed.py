@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from vram_plan.estimator.speed.fp8 import BY_ROW, BY_TENSOR, CURRENT, DELAYED
+from vram_plan.estimator import choices
+from vram_plan.estimator.speed.fp8 import recipe_named
 from vram_plan.profiles.efficiency import (
     EFFICIENCY_FILE,
     Curves,
@@ -109,14 +110,24 @@ def test_kernels_that_the_commands_of_a_source_name(model: str, notes: str, kern
 def test_recipes_of_8_bits() -> None:
     hopper = find_gpu("h100-80gb-sxm")
     row = Row(id="x", group="nemo/y", outcome="ok", quality="B", trainer="nemo", precision="fp8")
-    assert recipe_of_row(row, hopper) is DELAYED
+    named = {
+        name: recipe_named(name, hopper, kept=name.startswith("te-"), compiled=True)
+        for name in choices.FP8_RECIPES
+    }
+    row = replace(row, engine="megatron")
+    assert recipe_of_row(row, hopper) == named["te-delayed"]
     assert recipe_of_row(replace(row, precision="bf16"), hopper) is None
-    assert recipe_of_row(replace(row, trainer="megatron-bridge"), hopper) is CURRENT
-    titan = replace(row, trainer="torchtitan")
-    assert recipe_of_row(titan, hopper) is BY_TENSOR
-    assert recipe_of_row(replace(titan, notes="float8 linear layers rowwise"), hopper) is BY_ROW
-    with pytest.raises(ValueError, match="fp8 products of Blackwell are not timed"):
-        recipe_of_row(row, find_gpu("gb200"))
+    assert recipe_of_row(replace(row, trainer="megatron-bridge"), hopper) == named["te-current"]
+    said = replace(row, notes="FP8 hybrid tensorwise")
+    assert recipe_of_row(said, hopper) == named["te-current"]
+    titan = replace(row, trainer="torchtitan", engine="fsdp2")
+    assert recipe_of_row(titan, hopper) == named["ao-tensorwise"]
+    by_row = replace(titan, notes="float8 linear layers rowwise")
+    assert recipe_of_row(by_row, hopper) == named["ao-rowwise"]
+    with pytest.raises(ValueError, match="a100-80gb-sxm has no fp8 products"):
+        recipe_of_row(row, find_gpu("a100-80gb-sxm"))
+    with pytest.raises(ValueError, match="h100-80gb-sxm has no fp4 products"):
+        recipe_of_row(replace(row, precision="nvfp4"), hopper)
     assert divides_sequence(replace(row, tensor_parallel=4))
     assert not divides_sequence(row)
 

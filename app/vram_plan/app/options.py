@@ -107,6 +107,15 @@ _OPTIONS: tuple[_Spec, ...] = (
         _choice(choices.PRECISIONS) | {"help": "Dtype of matrix products.  [default: bf16]"},
     ),
     (
+        "--fp8-recipe",
+        {
+            "metavar": "NAME",
+            "type": click.Choice(choices.FP8_RECIPES),
+            "help": f"Library and scaling of fp8: {', '.join(choices.FP8_RECIPES)}.  [default: the "
+            "engine's]",
+        },
+    ),
+    (
         "--amp/--no-amp",
         {"default": None, "help": "torch.autocast over any weights.  [default: over fp32 ones]"},
     ),
@@ -141,6 +150,11 @@ _OPTIONS: tuple[_Spec, ...] = (
             "type": click.Choice(choices.OPTIMIZERS),
             "help": f"{', '.join(choices.OPTIMIZERS)}.  [default: adamw]",
         },
+    ),
+    (
+        "--state-dtype",
+        _choice(choices.STATE_DTYPES)
+        | {"help": "Of Megatron's moments (its precision-aware optimizer).  [default: fp32]"},
     ),
     (
         "--optimizer-in-backward/--no-optimizer-in-backward",

@@ -77,9 +77,10 @@ def _distinct(found: tuple[Fit, ...]) -> list[Fit]:
 def option_lines(plan: Plan) -> list[str]:
     """Resolved options and assumptions, to be read when something surprises."""
     config = plan.config
+    recipe = f" ({config.fp8_recipe})" if config.precision == "fp8" else ""
     shown = {
         "engine": config.engine,
-        "precision": config.precision,
+        "precision": f"{config.precision}{recipe}",
         "weights": config.weights_dtype,
         "optimizer": config.optimizer,
         "checkpointing": config.checkpointing,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, TypeVar
 
@@ -86,16 +88,13 @@ def validate(
     """
     if explain and row_id is None:
         raise click.UsageError("--explain needs --row ID: the ledger is that of one row")
+    metrics, worst = choice["metrics"], choice["worst"]
+    assert isinstance(metrics, tuple)
     try:
-        found = _validated(data, row_id)
+        with _without_rounds():
+            found = _predicted(data, row_id, metrics)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
-    metrics, worst = choice["metrics"], choice["worst"]
-    if metrics:
-        assert isinstance(metrics, tuple)
-        found.comparisons = [one for one in found.comparisons if one.metric in metrics]
-    for one in _with_progress(found.comparisons, "figures"):
-        _ = one.predicted  # some replay the allocator, which takes its time
     if choice["peers"]:
         import_module("vram_plan.app.peers_show").show_peers(found, format_)
     else:
@@ -103,6 +102,27 @@ def validate(
         renderer.show(found, worst=worst, explain=explain)
     if found.invalid:
         context.exit(1)
+
+
+@contextmanager
+def _without_rounds() -> Iterator[None]:
+    """Python's rounds for reference cycles are put off: predictions leave next to none."""
+    running = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if running:
+            gc.enable()
+
+
+def _predicted(data: str | None, row_id: str | None, metrics: tuple[str, ...]) -> Validation:
+    found = _validated(data, row_id)
+    if metrics:
+        found.comparisons = [one for one in found.comparisons if one.metric in metrics]
+    for one in _with_progress(found.comparisons, "figures"):
+        _ = one.predicted  # some replay the allocator, which takes its time
+    return found
 
 
 def _validated(data: str | None, row_id: str | None) -> Validation:

@@ -182,6 +182,7 @@ def refuse_ignored(config: TrainConfig) -> None:
         "--modules-to-save": config.modules_to_save,
         "--optimizer-in-backward": config.optimizer_in_backward,
         "--compile": config.compile,
+        "--precision fp8": config.precision == "fp8",
         "--lengths": config.lengths != FIXED,
         "a classification head": config.model.num_labels,
     }

@@ -74,7 +74,24 @@ def build_chain(
         for link in _repeat(run, journeys, i):
             links.append(link)
             entered = link.cost.left
+    _return_late(links)
     return tuple(links)
+
+
+def names_output(link: Link, reader: Link) -> bool:
+    """Whether a variable holds a segment's output where neither autograd nor a method does."""
+    cost = link.cost
+    return link.segment.named and not (reader.cost.keeps_input or cost.passed or cost.keeps_output)
+
+
+def _return_late(links: list[Link]) -> None:
+    """Let the block that made the others' prefixes wait for their gradients."""
+    late = sum(link.cost.left_late * link.count for link in links)
+    maker = next((i for i, link in enumerate(links) if link.cost.left_late), 0) - 1
+    made = links[maker].run if late else None
+    if made is not None:
+        run = replace(made, late=late)
+        links[maker] = replace(links[maker], run=run, cost=simulate(run))
 
 
 def _repeat(run: Run, journeys: Journeys, i: int) -> Iterator[Link]:

@@ -58,8 +58,27 @@ FSDP_STRATEGIES = ("full-shard", "grad-op", "hybrid-shard")
 PIPELINE_SCHEDULES = ("naive", "gpipe", "1f1b", "interleaved")
 OFFLOADS = ("none", "optimizer", "optimizer+params", "activations")
 OFFLOAD_DEVICES = ("cpu", "nvme")
-PRECISIONS = ("bf16", "fp16", "fp32")
-WEIGHTS_DTYPES = ("bf16", "fp16", "fp32", "int8")
+PRECISIONS = ("bf16", "fp16", "fp32", "fp8")
+FP8_RECIPES = (
+    "te-delayed",
+    "te-current",
+    "te-blockwise",
+    "te-mxfp8",
+    "ao-tensorwise",
+    "ao-rowwise",
+)
+"""Transformer Engine's and torchao's ways to scale what is cast to 8 bits."""
+_BY_MODULE = ("ao-tensorwise", "ao-rowwise", "te-delayed", "te-current", "te-mxfp8")
+FP8_ENGINES = {
+    "torch": _BY_MODULE,
+    "ddp": _BY_MODULE,
+    "fsdp2": ("ao-tensorwise", "ao-rowwise"),
+    "megatron": ("te-delayed", "te-current", "te-blockwise", "te-mxfp8"),
+}
+"""Engine → recipes that are planned under it, its own default first."""
+CONV1D = frozenset({"gpt2"})
+"""Models of transformers' ``Conv1D``, which fp8 libraries do not replace."""
+WEIGHTS_DTYPES = ("bf16", "fp16", "fp32", "int8", "fp8")
 ADAPTER_DTYPES = ("fp32", "bf16", "fp16")
 QUANTIZATIONS = ("none", "int8", "nf4", "fp4", "gptq4", "gptq8")
 BITSANDBYTES = ("int8", "nf4", "fp4")
@@ -80,6 +99,7 @@ OPTIMIZERS = (
     "muon",
     "one-bit-adam",
 )
+STATE_DTYPES = ("fp32", "bf16", "fp16")
 CHECKPOINTINGS = ("none", "selective", "full", "offload")
 ATTENTIONS = ("flash", "sdpa", "eager", "block-sparse")
 EAGER_ONLY = frozenset({"bloom", "codegen", "mpt"})

@@ -54,7 +54,8 @@ class TrainConfig:
         fsdp: FSDP's strategy, empty without FSDP.
         zero_sizes: DeepSpeed's bucket sizes.
         weights_dtype: dtype of the base weights as held.
-        precision: dtype of matrix products.
+        precision: dtype of matrix products; what ``fp8`` casts and keeps is in ``fp8.py``.
+        fp8_recipe: library and scaling of 8-bit products, ``none`` for other precisions.
         micro_batch: sequences per data-parallel rank in one forward pass.
         seq_len: tokens per sequence (of the target, for encoder-decoders).
         source_len: tokens per source sequence of an encoder-decoder, else 0.
@@ -67,6 +68,7 @@ class TrainConfig:
             and a mask for every pair.
         modules_to_save: modules trained whole beside the pairs: ``embeddings,lm_head``.
         freeze_layers: blocks at the bottom that do not learn (``--method freeze``).
+        state_dtype: of the optimizer's moments under Megatron-LM; other engines have no choice.
         optimizer_in_backward: each weight is updated as soon as its gradient arrives.
         amp: ``torch.autocast`` is on whatever the weights' dtype (``bf16=True`` of transformers'
             Trainer over a 16-bit model); None: over fp32 weights that no engine casts itself.
@@ -107,12 +109,14 @@ class TrainConfig:
     offload_device: str = "cpu"
     optimizer_in_backward: bool = False
     precision: str = "bf16"
+    fp8_recipe: str = "none"
     weights_dtype: str = "bf16"
     quantization: str = "none"
     double_quant: bool = False
     gptq_group_size: int = 128
     kbit_preparation: bool = False
     optimizer: str = "adamw"
+    state_dtype: str = "fp32"
     micro_batch: int = 1
     seq_len: int = 2048
     source_len: int = 0
@@ -163,8 +167,13 @@ class TrainConfig:
 
     @property
     def compute_bytes(self) -> int:
-        """Bytes per element in matrix products."""
-        return BYTES[self.precision]
+        """Bytes per element of what matrix products make."""
+        return BYTES[self.compute_dtype]
+
+    @property
+    def compute_dtype(self) -> str:
+        """Dtype of what matrix products make: fp8 products write 16 bits."""
+        return "bf16" if self.precision == "fp8" else self.precision
 
     @property
     def is_lora(self) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from vram_plan.estimator.carried import Carried
 from vram_plan.estimator.segment import Composition, Segment
-from vram_plan.estimator.tape import Param
+from vram_plan.estimator.tape import Param, Tensor
 from vram_plan.estimator.treatment import Treatment
 from vram_plan.profiles.model import ModelSpec
 
@@ -26,6 +26,11 @@ class Boundary:
     def nbytes(self) -> int:
         """Bytes of the tensor."""
         return self.numel * self.itemsize
+
+    @staticmethod
+    def of(x: Tensor) -> Boundary:
+        """What a segment sees of a tensor that another one made."""
+        return Boundary(numel=x.numel, itemsize=x.itemsize, requires_grad=x.node is not None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +53,7 @@ class Run:
             does not learn, as libraries do for checkpointed models
             (``enable_input_require_grads``, transformers 5.23.0 ``modeling_utils.py``).
         input_stays: that tensor, a leaf of the graph, stays while its checkpoint goes to the host.
+        late: bytes of gradients that later segments have left for what this one makes (prefixes).
     """
 
     spec: ModelSpec
@@ -65,6 +71,7 @@ class Run:
     awaited: frozenset[str] = frozenset()
     input_gradients: bool = False
     input_stays: bool = False
+    late: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,10 +93,13 @@ class Cost:
         host: bytes it sends to host memory until its backward pass.
         attached: bytes among ``saved`` that live until the whole backward pass is over.
         asked: bytes of gradients of tensors that are no weights, which live as long.
+        left_late: bytes of gradients that it leaves for the first block, which made its prefix.
         early: bytes of weight gradients that the loss itself makes.
+        with_loss: what a part of the loss that is made of weights holds beside ``saved``.
         waiting: such bytes where a gradient is there already: they wait for the segment's own,
             and are added to it in place.
         keeps_input: its input is among what it keeps.
+        keeps_output: its output is, a leaf of the graph.
         passed: the name among ``produced`` of the tensor that it hands on.
     """
 
@@ -105,8 +115,11 @@ class Cost:
     host: int = 0
     attached: int = 0
     asked: int = 0
+    left_late: int = 0
     early: int = 0
+    with_loss: Bytes = field(default_factory=dict)
     waiting: int = 0
     keeps_input: bool = False
+    keeps_output: bool = False
     passed: str = ""
     later: Bytes = field(default_factory=dict)

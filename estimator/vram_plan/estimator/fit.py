@@ -7,6 +7,7 @@ from functools import cache
 from typing import Literal
 
 from vram_plan.estimator.config import TrainConfig
+from vram_plan.estimator.fp8 import gpu_refusal
 from vram_plan.estimator.memory import Memory
 from vram_plan.profiles.gpus import GpuSpec, load_gpus
 from vram_plan.profiles.nodes import NodeSpec, default_node
@@ -50,6 +51,8 @@ def fits(config: TrainConfig, memory: Memory) -> tuple[Fit, ...]:
     found = []
     for gpu in _by_capacity():
         if config.precision == "bf16" and not gpu.supports_bf16:
+            continue
+        if gpu_refusal(config, gpu):
             continue
         node = config.node
         if elsewhere and node is None:

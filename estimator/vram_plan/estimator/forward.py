@@ -5,18 +5,14 @@ from __future__ import annotations
 from functools import partial
 from math import prod
 
+from vram_plan.estimator.early import Returned
+from vram_plan.estimator.eight import casts, eight_product
 from vram_plan.estimator.kernels import attend
-from vram_plan.estimator.ops import elementwise, fused
+from vram_plan.estimator.late import Late
+from vram_plan.estimator.ops import elementwise, fused, norm
 from vram_plan.estimator.ops.attention import Heads
 from vram_plan.estimator.ops.embedding import LeafVariable, embedding
 from vram_plan.estimator.ops.linear import AutocastWeight, cached_cast, linear
-from vram_plan.estimator.ops.norm import (
-    layer_norm,
-    layer_norm_wide,
-    rms_norm,
-    rms_norm_mixed,
-    rms_norm_wide,
-)
 from vram_plan.estimator.ops.quantized import dequantized_linear, int8_linear
 from vram_plan.estimator.quantization import packs
 from vram_plan.estimator.tape import Param, Tape, Tensor
@@ -38,11 +34,13 @@ class Forward:
         "how",
         "input_gradients",
         "keeps_gradients",
+        "late",
         "layer",
         "params",
         "prefix",
         "produced",
         "repeats",
+        "returned",
         "seq",
         "source_seq",
         "spec",
@@ -70,6 +68,8 @@ class Forward:
         self.cache: dict[str, Tensor] = {}
         self.produced: dict[str, Tensor] = {}
         self.held: Tensor | None = None
+        self.late = Late()
+        self.returned = Returned()
 
     @property
     def tokens(self) -> int:
@@ -158,16 +158,17 @@ class Forward:
         out = dequantized_linear(self.t, x, weight, outputs, nested=nested, old=old)
         return elementwise.cast(self.t, out, itemsize)
 
-    def product(self, x: Tensor, weight: Param, offset: Param | None, outputs: int) -> Tensor:
-        """``x @ W.T + b`` under the configuration's autocast.
-
-        Autocast casts the arguments from the last to the first, as GCC evaluates them.
-        """
+    def product(
+        self, x: Tensor, weight: Param, offset: Param | None, outputs: int, *, keeps: bool = False
+    ) -> Tensor:
+        """``x @ W.T + b``; autocast casts from the last argument to the first, as GCC evaluates."""
+        if (eight := self.how.eight) is not None and casts(eight, weight):
+            return eight_product(self.t, eight, x, weight, offset, compiled=self.how.compiled)
         if self.how.autocast:
             offset = self.low(offset) if offset else None
             weight = self.low(weight)
             x = elementwise.cast(self.t, x, LOW_BYTES)
-        return linear(self.t, x, weight, offset, outputs, keeps=self.how.keeps_inputs)
+        return linear(self.t, x, weight, offset, outputs, keeps=keeps or self.how.keeps_inputs)
 
     def head_linear(self, x: Tensor, shape: tuple[int, int], *, name: str = "lm_head") -> Tensor:
         """The projection to the vocabulary; its weight may be the token embedding's."""
@@ -176,7 +177,7 @@ class Forward:
         tied = self.spec.tie_word_embeddings
         weight = self.param(f"{'embed_tokens' if tied else name}.weight", (outputs, inputs), "head")
         offset = self.param(f"{name}.bias", outputs, "bias") if self.spec.lm_head_bias else None
-        return self.product(x, weight, offset, outputs)
+        return self.product(x, weight, offset, outputs, keeps=self.how.keeps_head_input)
 
     def low(self, weight: Param) -> Param:
         """The weight in the compute precision of autocast; a repeated one was cast before."""
@@ -191,7 +192,7 @@ class Forward:
         weight = self.param(f"{name}.weight", width, "norm") if self.spec.norm_affine else None
         if self.fuses("rmsnorm"):
             return fused.rms_norm(self.t, x, weight, width)
-        return rms_norm(self.t, x, weight, width)
+        return norm.rms_norm(self.t, x, weight, width)
 
     def fuses(self, kernel: str) -> bool:
         """Whether a fused ``kernel`` replaces written-out operations; ``liger`` has them all."""
@@ -200,22 +201,22 @@ class Forward:
     def rms_norm_wide(self, name: str, x: Tensor, width: int, *, centered: bool = False) -> Tensor:
         """An RMS norm whose weight is applied in fp32 (OLMo 2; ``centered``: Gemma)."""
         weight = self.param(f"{name}.weight", width, "norm")
-        return rms_norm_wide(self.t, x, weight, width, centered=centered)
+        return norm.rms_norm_wide(self.t, x, weight, width, centered=centered)
 
     def rms_norm_mixed(self, name: str, x: Tensor, width: int, *, wide: bool) -> Tensor:
         """An RMS norm that multiplies 16-bit inputs by an fp32 factor (Baichuan, ChatGLM)."""
         weight = self.param(f"{name}.weight", width, "norm")
-        return rms_norm_mixed(self.t, x, weight, width, wide=wide)
+        return norm.rms_norm_mixed(self.t, x, weight, width, wide=wide)
 
     def layer_norm_wide(self, name: str, x: Tensor, width: int) -> Tensor:
         """A LayerNorm without bias, written out in fp32 (Cohere); ``width`` elements at once."""
         weight = self.param(f"{name}.weight", width, "norm")
-        return layer_norm_wide(self.t, x, weight, width)
+        return norm.layer_norm_wide(self.t, x, weight, width)
 
     def head_norm(self, name: str, x: Tensor, width: int) -> Tensor:
         """The same over each head, with a weight of all heads' ``width`` together."""
         weight = self.param(f"{name}.weight", width // self.how.tensor, "norm")
-        return layer_norm_wide(self.t, x, weight, self.spec.head_dim)
+        return norm.layer_norm_wide(self.t, x, weight, self.spec.head_dim)
 
     def layer_norm(self, name: str, x: Tensor, width: int, *, bias: bool = True) -> Tensor:
         """``torch.nn.LayerNorm``; autocast runs it in fp32."""
@@ -223,7 +224,7 @@ class Forward:
         offset = self.param(f"{name}.bias", width, "norm") if weight and bias else None
         if self.how.autocast:
             x = elementwise.cast(self.t, x, elementwise.FP32_BYTES)
-        return layer_norm(self.t, x, weight, offset, width)
+        return norm.layer_norm(self.t, x, weight, offset, width)
 
     def embedding(
         self, name: str, ids: Tensor, rows: int, width: int, *, again: str = ""

@@ -120,11 +120,16 @@ def is_modelled(config: TrainConfig) -> bool:
     """Whether every storage of the run is known, so that the allocator can be asked.
 
     Whole states on each GPU, or of the blocks it holds (``device-map``), and nothing offloaded but
-    activations, or FSDP1's flat weights with nothing offloaded. Other sharding engines allocate
-    from several streams at moments that only the device knows.
+    activations, or FSDP's shards with nothing offloaded. Other sharding engines allocate from
+    several streams at moments that only the device knows, and compiled blocks under FSDP2 from
+    buffers that the compiler has laid out; its quantized shards are not written down yet.
     """
-    if config.engine == "fsdp1":
+    if config.engine in {"fsdp1", "fsdp2"}:
         plain = config.lengths == FIXED and config.offload == "none"
+        if config.engine == "fsdp2":
+            shared = config.model.model_type == "albert"  # a block that is gathered many times
+            plain = plain and config.quantization == "none" and not shared
+            plain = plain and config.cp == 1 and not config.compile
         return config.training and plain and config.tp * config.pp * config.ep == 1
     return (
         config.training

@@ -23,19 +23,27 @@ Saves = tuple[Tensor | Param | None, ...] | None
 
 
 def page_out(t: Tape, node: Node, out: Tensor, saves: Saves) -> None:
-    """Send what ``node`` saved to the host and let go of it."""
-    sizes = []
+    """Send what ``node`` saved to the host and let go of it.
+
+    A weight's gradient that a loss made going forward comes back as one.
+    """
+    paged: list[tuple[int, str]] = []
     for cell in (node.fn.__closure__ if node.fn else None) or ():
         storages = tuple(storages_in((cell.cell_contents,)))
         if storages:
-            sizes += [storage.nbytes for storage in storages]
+            paged += [(storage.nbytes, _returns_as(storage)) for storage in storages]
             cell.cell_contents = None
     if saves is not None:
         sizes = [int(x.numel * x.itemsize) for x in saves if x is not None and x.numel]
+        paged = [(size, "activations") for size in sizes]
         for x in saves:
             _write_out(t, x, out)
-    node.paged = tuple(sizes)
-    t.paged_bytes += sum(-(-size // ROUNDING_BYTES) * ROUNDING_BYTES for size in sizes)
+    node.paged = tuple(paged)
+    t.paged_bytes += sum(-(-size // ROUNDING_BYTES) * ROUNDING_BYTES for size, _ in paged)
+
+
+def _returns_as(storage: Storage) -> str:
+    return "gradients" if storage.component == "gradients" else "activations"
 
 
 def _write_out(t: Tape, x: Tensor | Param | None, out: Tensor) -> None:

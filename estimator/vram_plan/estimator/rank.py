@@ -9,7 +9,7 @@ from importlib import import_module
 from itertools import pairwise
 
 from vram_plan.estimator.blocks.registry import compose
-from vram_plan.estimator.chain import Link, Shape, build_chain
+from vram_plan.estimator.chain import Link, Shape, build_chain, names_output
 from vram_plan.estimator.choices import (
     BITSANDBYTES,
     BYTES,
@@ -20,6 +20,7 @@ from vram_plan.estimator.choices import (
 )
 from vram_plan.estimator.config import TrainConfig
 from vram_plan.estimator.forward import Forward
+from vram_plan.estimator.fp8 import casting
 from vram_plan.estimator.inventory import Inventory, take_inventory
 from vram_plan.estimator.ledger import Entry
 from vram_plan.estimator.methods.registry import make_method
@@ -34,8 +35,8 @@ from vram_plan.profiles.model import ModelSpec
 
 _AUTHORS = frozenset({"litgpt"})
 """Training loops with modules of their own (``blocks/<loop>.py``)."""
-_CONV1D = frozenset({"gpt2"})
-"""Models of transformers' ``Conv1D``, which is no ``torch.nn.functional.linear``."""
+_OWN_PRODUCTS = frozenset({"gpt2", "falcon"})
+"""Models whose blocks do not call ``torch.nn.functional.linear``: ``Conv1D``, ``FalconLinear``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,16 +69,18 @@ class Passes:
 def treat(config: TrainConfig) -> Treatment:
     """What the configuration decides about every module."""
     compute = config.weights_bytes if _keeps_dtype(config) else config.compute_bytes
+    eight = casting(config)
     return Treatment(
         method=make_method(config),
         compute_bytes=compute,
         adapter_bytes=compute if _casts_adapters(config) else BYTES[config.adapter_dtype],
-        weights_bytes=compute,
+        weights_bytes=1 if eight and eight.primary else compute,
         norm_bytes=4 if config.kbit_preparation and not _gathers_low(config) else compute,
         # FSDP 2 casts what it gathers and leaves buffers as they were loaded.
         buffer_bytes=config.weights_bytes if config.engine == "fsdp2" else compute,
         autocast=config.autocast,
         half=config.precision == "fp16",
+        eight=eight,
         quantization=config.quantization,
         double_quant=config.double_quant,
         matmul_bytes=config.compute_bytes,
@@ -99,6 +102,7 @@ def treat(config: TrainConfig) -> Treatment:
         ),
         reentrant=switches.reentrant_checkpoints(config.stack),
         widens_outputs=config.autocast and switches.widens_outputs(config.stack),
+        keeps_outputs=switches.keeps_outputs(config.stack),
         keeps_presents=switches.keeps_presents(config.stack, config.model.model_type),
         lora_dropout=config.lora_dropout,
         tensor=config.tp,
@@ -108,7 +112,9 @@ def treat(config: TrainConfig) -> Treatment:
         compiled=bool(config.compile),
         recomputes_core=_recomputes_core(config),
         fused=_fused(config),
-        keeps_inputs=config.zero == 3 and config.model.model_type not in _CONV1D,
+        keeps_inputs=config.zero == 3 and config.model.model_type not in _OWN_PRODUCTS,
+        keeps_head_input=config.zero == 3,
+        leaves=config.zero == 3,
         training=config.training,
     )
 
@@ -127,7 +133,7 @@ def _gathers_low(config: TrainConfig) -> bool:
 def _origin_bytes(config: TrainConfig) -> int:
     """Of the dtype that 4-bit weights were quantized from, where products have another."""
     origin = "fp16" if switches.recasts_four_bit(config.stack) else config.weights_dtype
-    return BYTES[origin] if origin != config.precision else 0
+    return BYTES[origin] if origin != config.compute_dtype else 0
 
 
 def _fused(config: TrainConfig) -> frozenset[str]:
@@ -226,7 +232,7 @@ def beside_named(passes: Passes) -> int:
 def _named(links: tuple[Link, ...]) -> Iterator[Link]:
     """Links whose output a variable holds where autograd does not."""
     for link, reader in pairwise(links):
-        if link.segment.named and not (reader.cost.keeps_input or link.cost.passed):
+        if names_output(link, reader):
             yield link
 
 

@@ -7,7 +7,9 @@ from typing import Any
 
 from vram_plan.estimator import choices
 from vram_plan.estimator.config import TrainConfig
-from vram_plan.estimator.refused_kernels import refused_kernels, refused_losses
+from vram_plan.estimator.fp8 import refused_fp8
+from vram_plan.estimator.refused_kernels import refused_by_megatron, refused_kernels, refused_losses
+from vram_plan.estimator.refused_zero import refused_zero
 
 Given = dict[str, Any]
 _LIMITS = {
@@ -156,7 +158,7 @@ def _engines(config: TrainConfig, given: Given) -> Iterator[str]:
     elif config.zero is not None and config.zero not in stages:
         has = " or ".join(str(stage) for stage in stages)
         yield f"--zero {config.zero} with --engine {engine}: it has stage {has}"
-    if config.fsdp and engine not in {"fsdp1", "fsdp2"}:
+    if config.fsdp and engine not in {"fsdp1", "fsdp2", "megatron"}:
         yield f"--fsdp {config.fsdp} with --engine {engine}: choose --engine fsdp2 or drop --fsdp"
     if engine == "torch" and config.gpus > 1:
         yield f"--engine torch runs on one GPU, --gpus is {config.gpus}; choose --engine ddp"
@@ -271,17 +273,8 @@ def _state_offloads(config: TrainConfig) -> Iterator[str]:
 def _optimizers(config: TrainConfig, given: Given) -> Iterator[str]:
     if config.optimizer_in_backward and (config.engine != "torch" or config.grad_accum > 1):
         yield "--optimizer-in-backward is planned for --engine torch with --grad-accum 1"
-    name = config.optimizer
-    if name == "one-bit-adam" and (config.engine != "deepspeed" or config.zero != 0):
-        yield "--optimizer one-bit-adam is DeepSpeed's and runs with --zero 0 only"
-    on_host = config.offload in {"optimizer", "optimizer+params"} and config.engine == "deepspeed"
-    if on_host and name not in {"adamw", "adamw-fused"}:
-        yield (
-            f"--optimizer {name} with --offload {config.offload}: DeepSpeedCPUAdam is the one that "
-            "runs there; choose adamw"
-        )
-    if config.engine == "megatron" and name not in {"adamw", "adamw-fused", "sgd-momentum", "sgd"}:
-        yield f"--optimizer {name} with --engine megatron: Megatron-LM has adam and sgd"
+    yield from refused_by_megatron(config)
+    yield from refused_zero(config)
 
 
 _CHECKS: tuple[Callable[[TrainConfig, Given], Iterator[str]], ...] = (
@@ -293,6 +286,7 @@ _CHECKS: tuple[Callable[[TrainConfig, Given], Iterator[str]], ...] = (
     _quantized,
     _adapted,
     _precisions,
+    refused_fp8,
     _offloads,
     _optimizers,
 )

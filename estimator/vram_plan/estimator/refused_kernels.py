@@ -37,3 +37,37 @@ def refused_losses(config: TrainConfig) -> Iterator[str]:
             f"--loss {config.loss}: Liger-Kernel and TRL have it for decoders only, not for "
             f"{model.model_type}; choose hf or fused-ce"
         )
+
+
+def refused_by_megatron(config: TrainConfig) -> Iterator[str]:
+    """Optimizers that Megatron-LM lacks; 16-bit moments, which it alone has.
+
+    ``--use-precision-aware-optimizer``, ``--exp-avg-dtype``.
+    """
+    name, megatron = config.optimizer, config.engine == "megatron"
+    if megatron and name not in {"adamw", "adamw-fused", "sgd-momentum", "sgd"}:
+        yield f"--optimizer {name} with --engine megatron: Megatron-LM has adam and sgd"
+    if megatron and config.fsdp:
+        yield from _refused_shards(config)
+    if config.state_dtype == "fp32":
+        return
+    asked = f"--state-dtype {config.state_dtype}"
+    if config.state_dtype not in choices.STATE_DTYPES:
+        yield f"{asked}: choose from {', '.join(choices.STATE_DTYPES)}"
+    elif not megatron:
+        yield f"{asked} with --engine {config.engine}: Megatron-LM alone has it; choose fp32"
+    elif config.zero == 0 or name not in {"adamw", "adamw-fused"}:
+        yield f"{asked} needs --optimizer adamw and the distributed optimizer: drop --zero 0"
+
+
+def _refused_shards(config: TrainConfig) -> Iterator[str]:
+    """What Megatron-FSDP is not planned with."""
+    asked = f"--fsdp {config.fsdp} with --engine megatron"
+    if config.fsdp == "hybrid-shard":
+        yield f"{asked}: choose full-shard or grad-op"
+    if config.zero is not None:
+        yield f"{asked}: shards are divided by Megatron-FSDP; drop --zero {config.zero}"
+    if config.pp > 1 or config.ep > 1:
+        yield f"{asked} is planned without pipeline and expert ranks: choose --pp 1 --ep 1"
+    if config.precision == "fp8" and config.weights_dtype != "fp8":
+        yield f"{asked} and --precision fp8 gathers 8 bits: choose --weights-dtype fp8"

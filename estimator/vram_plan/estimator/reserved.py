@@ -12,7 +12,8 @@ from dataclasses import replace
 from functools import partial
 from statistics import median
 
-from vram_plan.estimator.allocator import AllocatorSettings, Change, Replay, replay
+from vram_plan.estimator.allocator import AllocatorSettings, Change, OutOfMemory, Replay, replay
+from vram_plan.estimator.allocator.plain import PlainAllocator
 from vram_plan.estimator.chain import Link
 from vram_plan.estimator.config import TrainConfig
 from vram_plan.estimator.inventory import Weight, take_inventory
@@ -22,12 +23,14 @@ from vram_plan.estimator.overhead import overhead_bytes, unlisted_workspaces, wo
 from vram_plan.estimator.quantization import packed_bytes
 from vram_plan.estimator.rank import Passes as RankPasses
 from vram_plan.estimator.rank import beside_named, run_passes
-from vram_plan.estimator.reserved_fsdp import sharded_timeline
+from vram_plan.estimator.reserved_fsdp import write_sharded
+from vram_plan.estimator.reserved_fsdp2 import write_fully_sharded
 from vram_plan.estimator.sharding.pipeline import stages
-from vram_plan.estimator.timeline import Passes, Timeline, pieces_of
+from vram_plan.estimator.storages import Served, ServedByPool, Storages, Timeline
+from vram_plan.estimator.timeline import Passes, pieces_of
 from vram_plan.estimator.varied import AtLength, Lengths
 
-__all__ = ["replay_run", "reserved_bytes", "run_changes", "run_timeline"]
+__all__ = ["peaks", "replay_run", "reserved_bytes", "run_changes", "run_timeline"]
 
 STEPS = 2
 SEEDS = (0, 1, 2)
@@ -57,20 +60,33 @@ def reserved_bytes(config: TrainConfig, allocated: int) -> int:
 
 def _reserved(config: TrainConfig, allocated: int, seed: int) -> int:
     """On the GPU that reserves most: where blocks are spread over several, each has a replay."""
-    found = [_replayed(config, run_timeline(config, seed, stage)) for stage in _stages(config)]
-    seen = max(one.stats.requested_peak for one in found) - unlisted_workspaces(config)
-    return max(one.reserved_peak_bytes for one in found) + max(allocated - seen, 0)
-
-
-def _replayed(config: TrainConfig, timeline: Timeline) -> Replay:
-    changes, streams = timeline.changes, timeline.streams
     limit = None
     if config.gpu is not None:
         limit = config.gpu.usable_bytes - overhead_bytes(config) + unlisted_workspaces(config)
-    found = replay(changes, limit_bytes=limit, streams=streams)
-    if found.outcome != "ok":
-        found = replay(changes, streams=streams)
-    return found
+    found = [peaks(config, seed=seed, stage=stage, limit=limit) for stage in _stages(config)]
+    seen = max(requested for _, requested in found) - unlisted_workspaces(config)
+    return max(reserved for reserved, _ in found) + max(allocated - seen, 0)
+
+
+def peaks(config: TrainConfig, *, seed: int, stage: int, limit: int | None) -> tuple[int, int]:
+    """Bytes reserved and requested at most.
+
+    While nothing is given back, what is reserved only grows: below the limit at the end, the limit
+    was never met, and the pools need not be asked in the order of the run.
+    """
+    kinds = ((ServedByPool, limit), (Served, limit), (ServedByPool, None))
+    for kind, bound in kinds:
+        allocator = PlainAllocator(bound, gives_back=kind is Served)
+        served = kind(allocator)
+        try:
+            _write(config, served, seed, stage)
+            served.close()
+        except OutOfMemory:
+            continue
+        finally:
+            allocator.close()
+        break
+    return allocator.reserved_peak_bytes, served.requested_peak
 
 
 def _stages(config: TrainConfig) -> range:
@@ -114,25 +130,34 @@ def run_timeline(config: TrainConfig, seed: int = 0, stage: int = 0) -> Timeline
         seed: of the order of sequences whose lengths differ.
         stage: the GPU among those that the blocks are spread over.
     """
+    timeline = Timeline()
+    _write(config, timeline, seed, stage)
+    return timeline
+
+
+def _write(config: TrainConfig, timeline: Storages, seed: int, stage: int) -> None:
     if config.engine == "fsdp1":
-        return sharded_timeline(config)
-    return _Run(config, seed, stage).written()
+        write_sharded(config, timeline)
+    elif config.engine == "fsdp2":
+        write_fully_sharded(config, timeline)
+    else:
+        _Run(config, timeline, seed, stage).write()
 
 
 class _Run:
     """Writes the timeline of one configuration."""
 
-    def __init__(self, config: TrainConfig, seed: int, stage: int) -> None:
+    def __init__(self, config: TrainConfig, timeline: Storages, seed: int, stage: int) -> None:
         self.config = config
         self.seed = seed
         self.stage = stage
-        self.timeline = Timeline()
+        self.timeline = timeline
         self.passes = Passes(self.timeline)
         self.first = _on_stage(config, True, stage)
         self.trainable: list[Weight] = []
         self.workspaces = 0
 
-    def written(self) -> Timeline:
+    def write(self) -> None:
         """Load, then step twice."""
         self._load()
         if self.config.engine == "ddp":
@@ -141,7 +166,6 @@ class _Run:
             for one in micro_batches:
                 self._micro_batch(one)
             self._update(first=step == 0)
-        return self.timeline
 
     def _steps(self) -> Iterator[list[AtLength]]:
         """The micro-batches of each optimizer step: two of a step stand for all, if all are alike.

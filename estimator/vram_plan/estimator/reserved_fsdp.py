@@ -10,36 +10,45 @@ Source: torch 2.13.0 ``torch/distributed/fsdp/_runtime_utils.py`` ``_unshard``, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from vram_plan.estimator.config import TrainConfig
 from vram_plan.estimator.inventory import Weight
-from vram_plan.estimator.optimizers import optimizer_states
 from vram_plan.estimator.overhead import workspace_bytes
-from vram_plan.estimator.quantization import code_bytes, packed_bytes
 from vram_plan.estimator.rank import beside_named, run_passes
 from vram_plan.estimator.recording import record
+from vram_plan.estimator.reserved_units import (
+    UnitSizes,
+    broadcast_buckets,
+    local_weights,
+    scale_bytes,
+    unit_sizes,
+    update,
+    whole_bytes,
+)
 from vram_plan.estimator.sharding import fsdp1
 from vram_plan.estimator.sharding.base import Rank
 from vram_plan.estimator.sharding.units import Unit, gathered_bytes, held_bytes, unit_of
-from vram_plan.estimator.tape import Param
-from vram_plan.estimator.timeline import Passes, Piece, Timeline
+from vram_plan.estimator.storages import Storages
+from vram_plan.estimator.timeline import Passes, Piece, Script
+from vram_plan.profiles.switches import broadcasts_states
 
-__all__ = ["sharded_timeline"]
+__all__ = ["write_sharded"]
 
 STEPS = 2
 UNSHARD, REDUCE = 1, 2
 """``unshard_stream`` and ``post_backward_stream``; 0 is the default stream."""
 
 
-def sharded_timeline(config: TrainConfig) -> Timeline:
+def write_sharded(config: TrainConfig, timeline: Storages) -> None:
     """Every change of the loading and of two steps on one rank.
 
     Args:
         config: every option, resolved; the engine is ``fsdp1`` and nothing is offloaded.
+        timeline: what becomes of the changes.
     """
-    return _Run(config).run()
+    _Run(config, timeline).write()
 
 
 @dataclass(slots=True)
@@ -54,11 +63,11 @@ class _Place:
 class _Run:
     """Writes the timeline of one configuration."""
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, config: TrainConfig, timeline: Storages) -> None:
         self.config = config
         self.rank_passes = run_passes(config, keeps_gradients=True)
         self.layout = fsdp1.Timeline(Rank(config=config, passes=self.rank_passes))
-        self.timeline = Timeline()
+        self.timeline = timeline
         self.passes = Passes(self.timeline)
         self.places = list(self._in_order())
         self.states: list[Weight] = []
@@ -67,45 +76,49 @@ class _Run:
         self.flat: list[int] = []
         self.shards: list[int] = []
         self.hooked: list[int] = []
+        self.sizes: dict[int, UnitSizes] = {}
         self.workspaces = 0
 
-    def run(self) -> Timeline:
+    def write(self) -> None:
         """Load, then step twice."""
         self._load()
         for step in range(STEPS):
             for _ in range(min(2, self.config.grad_accum)):
                 self._micro_batch()
-            self._update(first=step == 0)
-        return self.timeline
+            update(self.timeline, self.config.optimizer, self.states, self.shards, first=step == 0)
 
     def _in_order(self) -> Iterator[_Place]:
         for link in self.layout.chain:
             layer = link.segment.kind == "layer"
             unit = unit_of(link, 1.0) if layer else None
             hooked = self.layout.hooked_bytes(link, self.layout.wrapped(unit)) if unit else 0
-            recording = record(link.run) if link.run is not None else None
+            script = Script(record(link.run)) if link.run is not None else None
             for _ in range(link.count):
-                yield _Place(Piece(recording) if recording else None, unit, hooked)
+                yield _Place(Piece(script) if script else None, unit, hooked)
 
     def _load(self) -> None:
         """Unit by unit: its weights, a flat copy of them, and the part of it that stays."""
         timeline = self.timeline
         blocks = [place.unit for place in self.places if place.unit is not None]
-        units = (self.layout.root, *blocks)
+        units = (*blocks, self.layout.root)
         shards = []
         for unit in units:
             base = self.layout.wrapped(unit)
-            parts = [timeline.take(round(_gathered(self.config, p))) for p in base.params]
-            flat = timeline.take(self._whole(base))
+            parts = [timeline.take(round(gathered_bytes(self.config, p, 1))) for p in base.params]
+            if broadcasts_states(self.config.stack):
+                timeline.scratch(broadcast_buckets(self.config, base))
+            flat = timeline.take(whole_bytes(self.config, base))
             timeline.give_all(parts)
-            shards.append((timeline.take(self._part(self._whole(base))), base))
+            shards.append((timeline.take(self._part(whole_bytes(self.config, base))), base))
             timeline.give(flat)
             for param in unit.params:
                 if param.packed:
-                    timeline.take(_scales(self.config, param))
+                    timeline.take(scale_bytes(self.config, param))
         self._widen(shards)
         for unit in units:
-            self.states += self._local(p for p in unit.params if p.trainable)
+            self.states += local_weights(
+                self.config, (p for p in unit.params if p.trainable), self.layout.ranks
+            )
         for weight in self.states:
             if weight.added:
                 timeline.take(weight.numel * weight.itemsize)
@@ -119,23 +132,12 @@ class _Run:
                 self.timeline.take(self._part(wide))
                 self.timeline.give(number)
 
-    def _local(self, params: Iterable[Param]) -> Iterator[Weight]:
-        """The first rank's part of a flat weight, cut where its weights begin."""
-        params = list(params)
-        for added in (False, True):
-            chosen = [p for p in params if p.added == added]
-            left = self._part(sum(p.numel for p in chosen))
-            for param in chosen:
-                if left > 0:
-                    yield _piece_of(self.config, param, min(left, param.numel))
-                left -= param.numel
-
     def _micro_batch(self) -> None:
         timeline, passes = self.timeline, self.rank_passes
         inputs = [timeline.take(passes.inputs // 2) for _ in range(2)]
         kept, passing = timeline.take(passes.shared), timeline.take(beside_named(passes))
         self._workspace()
-        root = timeline.take(self._whole(self.layout.root), UNSHARD)
+        root = timeline.take(whole_bytes(self.config, self.layout.root), UNSHARD)
         self.passes.forward(_Order(self))
         timeline.give(passing)
         self._workspace()
@@ -172,6 +174,8 @@ class _Run:
                 self._keep(place, place.piece.recording.entered)
                 yield place.piece
                 self._keep(place, place.piece.recording.grad_entered)
+            if alone and index and self.layout.fetches_late:
+                self._gather(index - 1)
             if place.unit is not None:
                 self._reduce(place.unit)
             self._reshard(index)
@@ -184,8 +188,7 @@ class _Run:
     def _gather(self, index: int) -> None:
         unit = self.places[index].unit
         if unit is not None and index not in self.gathered:
-            nbytes = self._whole(self.layout.wrapped(unit))
-            self.gathered[index] = self.timeline.take(nbytes, UNSHARD)
+            self.gathered[index] = self.timeline.take(self._sizes(unit).whole, UNSHARD)
 
     def _reshard(self, index: int) -> None:
         if index in self.gathered:
@@ -196,54 +199,43 @@ class _Run:
 
     def _reduce(self, unit: Unit) -> None:
         """Views' gradients become a flat one, of which a shard stays: see ``fsdp1``."""
-        timeline, base = self.timeline, self.layout.wrapped(unit)
+        timeline, sizes = self.timeline, self._sizes(unit)
         if not unit.learns:
             return
         before, self.flat = self.flat, []
-        if base.learns:
-            self.flat.append(timeline.take(self._whole(base)))
+        if sizes.learns:
+            self.flat.append(timeline.take(sizes.whole))
         timeline.give_all(self.passes.gradients)
-        if base.learns and not self.config.grad_accum > 1:
-            self.shards.append(self._sharded(base))
-        for weight in self._local(p for p in unit.params if p.trainable and p.added):
-            self.shards.append(timeline.take(weight.numel * weight.itemsize, REDUCE))
+        if sizes.learns and not self.config.grad_accum > 1:
+            self.shards.append(self._sharded(sizes))
+        for nbytes in sizes.added:
+            self.shards.append(timeline.take(nbytes, REDUCE))
         timeline.give_all(before)
 
-    def _sharded(self, base: Unit) -> int:
+    def _sharded(self, sizes: UnitSizes) -> int:
         """Reduced in the compute dtype; then in that of the weights."""
-        narrow = self._part(self._whole(base))
+        narrow = self._part(sizes.whole)
         reduced = self.timeline.take(narrow, REDUCE)
-        wide = self._part(sum(p.numel * held_bytes(self.config, p) for p in base.params))
+        wide = self._part(sizes.held)
         if wide <= narrow:
             return reduced
         cast = self.timeline.take(wide, REDUCE)
         self.timeline.give(reduced)
         return cast
 
-    def _update(self, *, first: bool) -> None:
-        """Step, and drop the gradients' shards."""
-        timeline, name = self.timeline, self.config.optimizer
-        found = [optimizer_states(name, [weight]) for weight in self.states]
-        if first:
-            for one in found:
-                for _ in range(2):
-                    timeline.take(one.nbytes // 2)
-        steps = [one.step for one in found if one.step]
-        if optimizer_states(name, self.states).step == sum(steps):
-            timeline.scratch(steps)
-        else:
-            for step in steps:
-                timeline.scratch([step])
-        timeline.give_all(self.shards)
+    def _sizes(self, unit: Unit) -> UnitSizes:
+        """Of a unit, which every step asks for."""
+        found = self.sizes.get(id(unit))
+        if found is None:
+            base = self.layout.wrapped(unit)
+            found = self.sizes[id(unit)] = unit_sizes(self.config, unit, base, self.layout.ranks)
+        return found
 
     def _workspace(self) -> None:
         """The forward and the autograd thread take one each, when they first multiply."""
         if self.workspaces < 2:
             self.workspaces += 1
             self.timeline.take(workspace_bytes(self.config))
-
-    def _whole(self, unit: Unit) -> int:
-        return round(sum(_gathered(self.config, p) for p in unit.params))
 
     def _part(self, size: int) -> int:
         return -(-size // self.layout.ranks)
@@ -260,28 +252,3 @@ class _Order:
 
     def __reversed__(self) -> Iterator[Piece]:
         return self._run.backward()
-
-
-def _piece_of(config: TrainConfig, param: Param, numel: int) -> Weight:
-    return Weight(
-        name=param.name,
-        numel=numel,
-        itemsize=held_bytes(config, param),
-        trainable=True,
-        count=1,
-        layered=True,
-        packed=False,
-        added=param.added,
-        shape=(numel,),
-    )
-
-
-def _gathered(config: TrainConfig, param: Param) -> float:
-    return gathered_bytes(config, param, 1)
-
-
-def _scales(config: TrainConfig, param: Param) -> int:
-    rows, columns = param.shape[0], param.shape[1]
-    kind, group = config.quantization, config.gptq_group_size
-    whole = packed_bytes(kind, columns, rows, double=config.double_quant, group=group)
-    return round(whole - code_bytes(kind, columns, rows, group=group))

@@ -16,6 +16,7 @@ from vram_plan.estimator.choices import (
     WHOLE_MODEL,
 )
 from vram_plan.estimator.config import DEFAULT_VIRTUAL_TOKENS, TrainConfig, ZeroSizes
+from vram_plan.estimator.fp8 import settle_fp8
 from vram_plan.estimator.lengths import FIXED, parse_lengths
 from vram_plan.estimator.methods.registry import check_method
 from vram_plan.estimator.overhead import REPLAYED
@@ -201,7 +202,8 @@ def _resolve_quantization(model: ModelSpec, values: dict[str, Any], notes: list[
 def _resolve_precision(model: ModelSpec, values: dict[str, Any], notes: list[str]) -> None:
     if values.get("task") == "inference" and values.get("weights_dtype") in {"fp32", "fp16"}:
         values.setdefault("precision", values["weights_dtype"])
-    precision = values.setdefault("precision", "bf16")
+    values.setdefault("precision", "bf16")
+    precision = settle_fp8(values, notes)
     if values["engine"] == "deepspeed":  # its engine casts every weight, adapters too
         values.setdefault("adapter_dtype", precision)
     if "weights_dtype" not in values:

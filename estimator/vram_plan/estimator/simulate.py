@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from vram_plan.estimator.carried import Borrowed, asked_for, waiting_gradient
 from vram_plan.estimator.costs import Boundary, Bytes, Cost, Run
-from vram_plan.estimator.early import await_early, early_gradients
+from vram_plan.estimator.early import await_early, early_gradients, held_with_loss
 from vram_plan.estimator.forward import Forward
 from vram_plan.estimator.ops.cross_entropy import INDEX_BYTES
 from vram_plan.estimator.ops.embedding import LeafVariable
@@ -62,6 +62,7 @@ def play(run: Run, watcher: Watcher | None = None, work: WorkLog | None = None) 
     if not recomputes:
         entered.clear()
     borrowed.leave(checkpointed=recomputes, to_host=run.checkpoint == "offload")
+    with_loss = held_with_loss(f, run.segment.kind)
     _tell(watcher, "casts", f, leaf)
     cast, saved = _leave_autocast(f)
     keeps_input = held is not None and held() is not None
@@ -74,10 +75,12 @@ def play(run: Run, watcher: Watcher | None = None, work: WorkLog | None = None) 
         saved["activations"] -= f.t.selected.unread
     host = f.t.paged_bytes
     if run.checkpoint == "offload" and run.entered is not None and saved:
-        host = _send_to_host(saved, run.entered, stays=held is not None and held() is not None)
+        keeps_input = held is not None and held() is not None
+        host = _send_to_host(saved, run.entered, stays=keeps_input)
         host += sum(c.numel * c.itemsize for c in run.carried if c.read)
     backward = dict(meter.fullest()) if made.node is not None else {}
     later = dict(meter.peak_by_component) if meter.earlier is not None and backward else {}
+    left_late = f.late.leave()
     _tell(watcher, "gradients", f, leaf)
     gradients = _take_gradients(f)
     _tell(watcher, "end", f, leaf)
@@ -95,9 +98,12 @@ def play(run: Run, watcher: Watcher | None = None, work: WorkLog | None = None) 
         host=host,
         attached=sum(storage.nbytes for storage in set(f.t.attached)) + first.leaves,
         asked=first.leaves,
+        left_late=left_late,
         early=early_gradients(f) if run.keeps_gradients else 0,
+        with_loss=with_loss,
         waiting=0 if run.keeps_gradients else early_gradients(f),
         keeps_input=keeps_input,
+        keeps_output=isinstance(first.node, LeafVariable) and first.node.storage is not None,
         passed=first.passed,
     )
 
@@ -113,6 +119,7 @@ def _go_back(
     waiting = _await_gradients(run, first, borrowed)
     if first.node is None:
         return first
+    f.late.wait(f.t, run.late)
     if not run.keeps_gradients:
         await_early(f)
     if run.checkpoint not in RECOMPUTED:
@@ -254,7 +261,7 @@ def _take_gradients(f: Forward) -> int:
     for param in f.params.values():
         if param.grad is not None and param.grad.storage is not None and not param.accumulates:
             nbytes += param.grad.storage.nbytes
-        param.grad = None
+        param.grad = param.waiting = None
     return nbytes
 
 
@@ -286,12 +293,8 @@ def _forward(
         outputs.append(Tensor(left.numel, left.itemsize, left.storage))
     if run.input_gradients and not run.input_stays and isinstance(left.node, LeafVariable):
         left.node.storage = None  # the first layer's checkpoint is the same tensor
-    extra = tuple((name, _boundary(x), x.node) for name, x in f.produced.items())
+    extra = tuple((name, Boundary.of(x), x.node) for name, x in f.produced.items())
     stored = tuple((name, weakref.ref(x.storage)) for name, x in f.produced.items() if x.storage)
     passed = next((name for name, x in f.produced.items() if x.storage is left.storage), "")
     f.produced.clear()
-    return _Made(left.node, _boundary(left), extra, stored, passed, asked_for(f.t.nodes, extra))
-
-
-def _boundary(x: Tensor) -> Boundary:
-    return Boundary(numel=x.numel, itemsize=x.itemsize, requires_grad=x.node is not None)
+    return _Made(left.node, Boundary.of(left), extra, stored, passed, asked_for(f.t.nodes, extra))

@@ -66,7 +66,7 @@ def _all_moments(links: tuple[Link, ...]) -> Iterator[Moment]:
     early = sum(link.cost.early * link.count for link in links)
     waiting_after = _suffix_sums([link.cost.waiting * link.count for link in links])
     attached_after = _suffix_sums([link.cost.attached * link.count for link in links])
-    asked_after = _suffix_sums([link.cost.asked * link.count for link in links])
+    asked_after = _asked_after(links)
     for i, link in enumerate(links):
         cost, kind = link.cost, link.segment.kind
         before_last = _plus(earlier, cost.saved, link.count - 1)
@@ -99,7 +99,7 @@ def _all_moments(links: tuple[Link, ...]) -> Iterator[Moment]:
             if link.count > 1:
                 later += (link.count - 1) * cost.gradients
                 attached["activations"] += (link.count - 1) * cost.attached
-                attached["temporaries"] += (link.count - 1) * cost.asked
+                attached["temporaries"] += (link.count - 1) * (cost.asked + cost.left_late)
                 first = _instant(kind, False)
                 yield Moment(
                     instant=first,
@@ -111,6 +111,35 @@ def _all_moments(links: tuple[Link, ...]) -> Iterator[Moment]:
                 )
         earlier = _plus(earlier, cost.saved, link.count)
         cast = _plus(cast, cost.cast, link.count)
+    if early or waiting_after[0]:
+        yield _regularized(links, _plus(earlier, cast, 1))
+
+
+def _regularized(links: tuple[Link, ...], kept: Bytes) -> Moment:
+    """The end of a loss of which a part is made of weights: its tape beside all the others."""
+    inside: Bytes = {}
+    for link in links:
+        inside = _plus(inside, link.cost.with_loss, link.count)
+    head = links[-1]
+    return Moment(
+        instant=LOSS,
+        where=_where(head, head.count - 1),
+        earlier=kept,
+        inside=inside,
+        gradients=0,
+        beside=head.beside_forward,
+    )
+
+
+def _asked_after(links: tuple[Link, ...]) -> list[int]:
+    """Gradients of tensors that are no weights, which the segments from each one on have left.
+
+    Those of prefixes are in the tape of the block that made them, and gone before it.
+    """
+    asked = _suffix_sums([link.cost.asked * link.count for link in links])
+    late = _suffix_sums([link.cost.left_late * link.count for link in links])
+    maker = next((i for i, link in enumerate(links) if link.run and link.run.late), -1)
+    return [one + (late[i] if i > maker + 1 else 0) for i, one in enumerate(asked)]
 
 
 def _instant(kind: str, last: bool) -> str:

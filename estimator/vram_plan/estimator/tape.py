@@ -209,7 +209,7 @@ class Tape:
         grad, node.grad = node.grad, None
         assert grad is not None
         assert node.fn is not None
-        self.unpacked = [self.new(nbytes, 1, "activations") for nbytes in node.paged]
+        self.unpacked = [self.new(nbytes, 1, component) for nbytes, component in node.paged]
         grads = list(node.fn(grad) if self.work is None else self.work.going_back(node, grad))
         del grad
         self.unpacked = []

@@ -144,11 +144,13 @@ class Param:
         accumulates: a gradient is already there (second micro-batch, or a tied weight).
         packed: held quantized; its bytes are an entry of the quantization.
         added: belongs to the training method, not to the base model.
+        turned: its module multiplies by ``weight.T``, a view, which autocast casts at every use.
         shape: its dimensions on this rank.
         shares: gradients that are added up before the sum is added to one that is there already.
         factors: what it was computed from, where a variable holds that.
         grad: the gradient, once made; where it accumulates, the part that waits for the rest.
         alive: bytes by component at the moment its gradient arrives.
+        waiting: where its gradient is kept until all of its module's have come (``leaf.py``).
         gradient: the component of its gradient.
     """
 
@@ -159,11 +161,13 @@ class Param:
     accumulates: bool = False
     packed: bool = False
     added: bool = False
+    turned: bool = False
     shape: tuple[int, ...] = ()
     shares: int = 1
     factors: "tuple[Tensor, ...]" = ()
     grad: "Tensor | None" = None
     alive: "dict[str, int] | None" = None
+    waiting: "list[Tensor] | None" = None
     gradient: ClassVar[str] = "gradients"
 
     def accumulate(self, grad: Tensor) -> None:
@@ -181,6 +185,8 @@ class Param:
             self.alive = grad.storage.meter.by_component.copy()
             grad.storage.meter.arrive()
         if self.accumulates and self.shares < 1:
+            if self.waiting is not None and self.grad is not None:
+                self.waiting.append(self.grad)
             self.grad = None  # all that came is added to an earlier micro-batch's
 
 
@@ -196,7 +202,7 @@ class Node:
         self.edges = edges
         self.component = component
         self.grad: Tensor | None = None
-        self.paged: tuple[int, ...] = ()
+        self.paged: tuple[tuple[int, str], ...] = ()
 
     def accumulate(self, grad: Tensor) -> None:
         """Add an incoming gradient as ``InputBuffer::add`` does.

@@ -17,10 +17,11 @@ __all__ = ["waits_as_view"]
 def waits_as_view(how: Treatment, table: Param, tokens: int) -> bool:
     """Whether the head's gradient is a view while it waits for the lookup's over ``tokens``.
 
-    That of a linear layer is (``TBackward``). No view is what autocast or a chunk casts back to the
-    weight's type, the sum of several chunks, or what Liger made in the forward pass.
+    That of a linear layer is (``TBackward``). No view is what autocast casts back to the weight's
+    type, or a chunk whose weight was narrow, the sum of several chunks, or what Liger made in the
+    forward pass. A chunk transposes the weight before autocast casts it, so the view comes last.
     """
     wide = table.itemsize > LOW_BYTES
     if how.loss == "chunked":
-        return wide and not how.autocast and tokens <= CHUNK_TOKENS
+        return wide and tokens <= CHUNK_TOKENS
     return how.loss != "liger" and not (how.autocast and wide)

@@ -8,67 +8,55 @@ states and the temporaries of the step come one tensor at a time, as the librari
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 from vram_plan.estimator.allocator import Change
 from vram_plan.estimator.chain import Link
 from vram_plan.estimator.recording import Recording, record
+from vram_plan.estimator.storages import Storages, Stretch, stretch_of
 
-__all__ = ["Passes", "Piece", "Timeline", "pieces_of"]
+__all__ = ["Passes", "Piece", "Script", "pieces_of"]
 
 
-class Timeline:
-    """Changes of storages, numbered as they come; a storage may have several holders."""
+class Script:
+    """A recording cut into stretches that concern nobody else, and the changes between them.
 
-    __slots__ = ("_holders", "_sizes", "changes", "streams")
+    Those are of storages that segments hand to each other or that outlive their pass.
+    """
 
-    def __init__(self) -> None:
-        self.changes: list[Change] = []
-        self.streams: dict[int, int] = {}
-        self._sizes: list[int] = []
-        self._holders: list[int] = []
+    __slots__ = ("backward", "forward", "recording")
 
-    def take(self, nbytes: int, stream: int = 0) -> int:
-        """A new storage with one holder, made on a stream (0: the default one)."""
-        number = len(self._sizes)
-        if stream:
-            self.streams[number] = stream
-        self._sizes.append(nbytes)
-        self._holders.append(1)
-        if nbytes:
-            self.changes.append((number, nbytes))
-        return number
+    def __init__(self, recording: Recording) -> None:
+        self.recording = recording
+        shared = {recording.entered, recording.left, recording.grad_left, recording.grad_entered}
+        shared |= recording.casts | recording.attached | set(recording.gradients)
+        self.forward = tuple(_cut(recording.forward, shared))
+        self.backward = tuple(_cut(recording.backward, shared))
 
-    def hold(self, number: int) -> int:
-        """One holder more."""
-        self._holders[number] += 1
-        return number
 
-    def give(self, number: int) -> None:
-        """One holder less; the last one frees it."""
-        self._holders[number] -= 1
-        if not self._holders[number] and self._sizes[number]:
-            self.changes.append((number, -self._sizes[number]))
-
-    def give_all(self, numbers: list[int]) -> None:
-        """Let go of several, and forget them."""
-        for number in numbers:
-            self.give(number)
-        numbers.clear()
-
-    def scratch(self, sizes: Iterable[int]) -> None:
-        """Storages that live together for a moment."""
-        self.give_all([self.take(nbytes) for nbytes in sizes])
+def _cut(changes: Iterable[Change], shared: set[int | None]) -> Iterator[Stretch | Change]:
+    own: list[Change] = []
+    for change in changes:
+        if change[0] not in shared:
+            own.append(change)
+            continue
+        if own:
+            yield stretch_of(own)
+            own = []
+        yield change
+    if own:
+        yield stretch_of(own)
 
 
 class Piece:
     """One of the segments in a chain with the numbers of its storages in the whole run."""
 
-    __slots__ = ("numbers", "recording")
+    __slots__ = ("numbers", "recording", "script")
 
-    def __init__(self, recording: Recording) -> None:
-        self.recording = recording
-        self.numbers: dict[int, int] = {}
+    def __init__(self, script: Script) -> None:
+        self.script = script
+        self.recording = script.recording
+        self.numbers: dict[int, Any] = {}
 
 
 class BothWays(Protocol):
@@ -82,9 +70,9 @@ def pieces_of(links: Iterable[Link]) -> Iterator[Piece]:
     """Every segment of a chain that computes something, in forward order."""
     for link in links:
         if link.run is not None:
-            recording = record(link.run)
+            script = Script(record(link.run))
             for _ in range(link.count):
-                yield Piece(recording)
+                yield Piece(script)
 
 
 class Passes:
@@ -92,7 +80,7 @@ class Passes:
 
     __slots__ = ("_attached", "_casts", "_passing", "gradients", "timeline")
 
-    def __init__(self, timeline: Timeline) -> None:
+    def __init__(self, timeline: Storages) -> None:
         self.timeline = timeline
         self.gradients: list[int] = []
         self._casts: list[int] = []
@@ -118,11 +106,12 @@ class Passes:
 
     def _forward(self, piece: Piece, left: int | None) -> int | None:
         timeline, recording, numbers = self.timeline, piece.recording, piece.numbers
-        numbers.clear()
-        if recording.entered is not None and left is not None:
-            numbers[recording.entered] = timeline.hold(left)
-            timeline.give_all(self._passing)
-        for number, delta in recording.forward:
+        self._enter(piece, left)
+        for step in piece.script.forward:
+            if isinstance(step, Stretch):
+                timeline.play(step, numbers)
+                continue
+            number, delta = step
             if delta > 0:
                 if number not in numbers:
                     numbers[number] = timeline.take(delta)
@@ -138,11 +127,22 @@ class Passes:
             timeline.give(numbers[recording.entered])
         return None if recording.left is None else numbers.get(recording.left)
 
+    def _enter(self, piece: Piece, left: int | None) -> None:
+        """What the segment before has handed on is this one's input."""
+        piece.numbers.clear()
+        if piece.recording.entered is not None and left is not None:
+            piece.numbers[piece.recording.entered] = self.timeline.hold(left)
+            self.timeline.give_all(self._passing)
+
     def _backward(self, piece: Piece, back: int | None) -> int | None:
         timeline, recording, numbers = self.timeline, piece.recording, piece.numbers
         if recording.offloaded and recording.entered is not None:
             numbers[recording.entered] = timeline.take(_size(recording, recording.entered))
-        for number, delta in recording.backward:
+        for step in piece.script.backward:
+            if isinstance(step, Stretch):
+                timeline.play(step, numbers)
+                continue
+            number, delta = step
             if delta > 0:
                 if number == recording.grad_left and back is not None:
                     numbers[number] = timeline.hold(back)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from vram_plan.estimator.fp8 import Eight
 from vram_plan.estimator.methods.base import Method
 from vram_plan.estimator.ops.quantized import FourBit
 
@@ -22,6 +23,7 @@ class Treatment:
         buffer_bytes: bytes per element of floating-point buffers.
         autocast: ``torch.autocast`` casts the inputs of matrix products to 16 bits.
         half: 16 bits means fp16, not bf16.
+        eight: how linear layers cast to 8 bits, None where they do not.
         quantization: of the blocks' linear layers; ``none`` or one of ``choices.QUANTIZATIONS``.
         double_quant: the scales of 4-bit weights are quantized too.
         matmul_bytes: bytes per element inside products with quantized weights.
@@ -40,6 +42,7 @@ class Treatment:
         recomputes_core: attention between q, k, v and the context is made again going back.
         keeps_presents: checkpointed blocks hand out keys and values, kept until the loss is there.
         widens_outputs: 16-bit logits are copied to fp32 when the model returns.
+        keeps_outputs: the logits that the model returns live until the backward pass is over.
         lora_dropout: probability with which inputs of low-rank pairs are dropped.
         packs_subclasses: bitsandbytes quantizes subclasses of ``torch.nn.Linear`` too.
         tensor: ranks that split heads, feed-forward and vocabulary (tensor parallelism).
@@ -47,6 +50,8 @@ class Treatment:
         sequence_parallel: norms and residuals are split over the tensor ranks too.
         fused: kernels that replace written-out operations (``rmsnorm``, ``rope``, ``swiglu``).
         keeps_inputs: linear layers save their input for the backward pass though they are frozen.
+        keeps_head_input: the projection to the vocabulary does.
+        leaves: gradients of a sparse feed-forward part wait until all of it has gone back.
         training: dropout is on and gradients are recorded.
     """
 
@@ -58,6 +63,7 @@ class Treatment:
     buffer_bytes: int = 2
     autocast: bool = False
     half: bool = False
+    eight: Eight | None = None
     quantization: str = "none"
     double_quant: bool = False
     matmul_bytes: int = 2
@@ -72,6 +78,7 @@ class Treatment:
     repeats_heads: bool = False
     reentrant: bool = False
     widens_outputs: bool = False
+    keeps_outputs: bool = False
     keeps_presents: bool = False
     lora_dropout: float = 0.0
     tensor: int = 1
@@ -82,6 +89,8 @@ class Treatment:
     recomputes_core: bool = False
     fused: frozenset[str] = frozenset()
     keeps_inputs: bool = False
+    keeps_head_input: bool = False
+    leaves: bool = False
     training: bool = True
 
     @property

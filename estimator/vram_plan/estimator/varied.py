@@ -7,14 +7,14 @@ again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from vram_plan.estimator.allocator import Change
 from vram_plan.estimator.chain import Link
 from vram_plan.estimator.rank import Passes, beside_named
 from vram_plan.estimator.recording import Recording, record
-from vram_plan.estimator.timeline import Piece
+from vram_plan.estimator.timeline import Piece, Script
 
 __all__ = ["AtLength", "Lengths"]
 
@@ -54,6 +54,9 @@ class Lengths:
         self._passes = [run(length) for length in self._anchors]
         self._alike = len(self._anchors) == 3 and _alike([p.links for p in self._passes])
         self._seen: dict[int, AtLength] = {}
+        if self._alike:
+            chains = [[record(link.run) for link in p.links if link.run] for p in self._passes]
+            self._threes = list(zip(*chains, strict=True))
 
     def at(self, length: int) -> AtLength:
         """The micro-batch of a length."""
@@ -70,11 +73,7 @@ class Lengths:
 
     def _between(self, length: int) -> AtLength:
         weights = _weights(self._anchors, length)
-        chains = [
-            [record(link.run) for link in passes.links if link.run is not None]
-            for passes in self._passes
-        ]
-        scaled = [_scaled(threes, weights) for threes in zip(*chains, strict=True)]
+        scaled = [_scaled(threes, weights) for threes in self._threes]
         sizes = [(p.inputs, p.shared, beside_named(p)) for p in self._passes]
         inputs, shared, passing = (_mixed(three, weights) for three in zip(*sizes, strict=True))
         return _laid_out(scaled, self._passes[-1].links, (inputs, shared, passing))
@@ -86,10 +85,11 @@ def _laid_out(
     pieces: list[Piece] = []
     counts = [link.count for link in links if link.run is not None]
     for recording, count in zip(recordings, counts, strict=True):
-        lasting = _lasting(recording) if count > 2 * ENDS else recording
+        whole = Script(recording)
+        lasting = Script(_lasting(recording)) if count > 2 * ENDS else whole
         for index in range(count):
             inner = ENDS <= index < count - ENDS
-            pieces.append(Piece(lasting if inner else recording))
+            pieces.append(Piece(lasting if inner else whole))
     inputs, shared, passing = sizes
     return AtLength(pieces=tuple(pieces), inputs=inputs, shared=shared, passing=passing)
 
@@ -151,20 +151,25 @@ def _weights(anchors: Sequence[int], length: int) -> tuple[float, ...]:
 
 
 def _mixed(values: Sequence[int], weights: Sequence[float]) -> int:
-    mixed = sum(value * weight for value, weight in zip(values, weights, strict=True))
-    return max(round(mixed), 1 if values[-1] else 0)
+    first, second, third = values
+    mixed = first * weights[0] + second * weights[1] + third * weights[2]
+    return max(round(mixed), 1 if third else 0)
 
 
 def _scaled(recordings: Sequence[Recording], weights: Sequence[float]) -> Recording:
-    forward, backward = (
-        tuple(_change([changes[i] for changes in lists], weights) for i in range(len(lists[-1])))
-        for lists in ([r.forward for r in recordings], [r.backward for r in recordings])
+    sizes: dict[tuple[int, ...], int] = {}
+
+    def between(lists: Sequence[Sequence[Change]]) -> Iterator[Change]:
+        for three in zip(*lists, strict=True):
+            number, last = three[2]
+            values = (abs(three[0][1]), abs(three[1][1]), abs(last))
+            size = sizes.get(values)
+            if size is None:
+                size = sizes[values] = _mixed(values, weights)
+            yield number, -size if last < 0 else size
+
+    return replace(
+        recordings[-1],
+        forward=tuple(between([one.forward for one in recordings])),
+        backward=tuple(between([one.backward for one in recordings])),
     )
-    return replace(recordings[-1], forward=forward, backward=backward)
-
-
-def _change(three: Sequence[Change], weights: Sequence[float]) -> Change:
-    number, delta = three[-1]
-    if delta < 0:
-        return number, -_mixed([-change[1] for change in three], weights)
-    return number, _mixed([change[1] for change in three], weights)

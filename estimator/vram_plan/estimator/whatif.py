@@ -105,13 +105,13 @@ def _sharding_changes(config: TrainConfig) -> Iterator[tuple[str, TrainConfig]]:
 
 def _with_zero(config: TrainConfig, stage: int) -> TrainConfig:
     sizes = replace(config.zero_sizes, overlap_comm=stage == 3)
-    weights = config.precision if config.weights_dtype == "fp32" else config.weights_dtype
+    weights = config.compute_dtype if config.weights_dtype == "fp32" else config.weights_dtype
     return replace(config, engine="deepspeed", zero=stage, zero_sizes=sizes, weights_dtype=weights)
 
 
 def _adapter_changes(config: TrainConfig) -> Iterator[tuple[str, TrainConfig]]:
     if config.method in WHOLE_MODEL:
-        lora = replace(config, method="lora", weights_dtype=config.precision)
+        lora = replace(config, method="lora", weights_dtype=config.compute_dtype)
         yield "--method lora", lora
         if config.engine in {"torch", "ddp", "deepspeed"}:
             yield (

@@ -48,6 +48,7 @@ _OTHERS = (
     "ms-swift",
     "nemo-container",
     "python",
+    "tp-comm-overlap",
     "transformer-engine",
     "trl",
     "unsloth",

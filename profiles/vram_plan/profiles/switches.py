@@ -147,13 +147,34 @@ def reentrant_checkpoints(stack: Stack) -> bool:
     by default until 4.57 and is False since 5.0. The other loops use PyTorch's wrapper, which is
     not reentrant. Before 4.38 (pull request 28538) nothing was passed on, so that ms-swift's own
     default held: False (modelscope/ms-swift @ 97e4d198b ``swift/llm/utils/model.py``
-    ``fix_gradient_checkpointing_warning``).
+    ``fix_gradient_checkpointing_warning``). Answer.AI's fsdp_qlora asks for it in its published
+    runs (AnswerDotAI/fsdp_qlora @ 05ed9f2a ``benchmarks_03_2024.md``,
+    ``--reentrant_checkpointing True``).
     """
+    if stack.loop == "fsdp-qlora":
+        return True
     if stack.loop not in {"transformers", "fms-acceleration"}:
         return False
     if ("loop", "ms-swift") in stack.given and not stack.since("transformers", "4.38"):
         return False
     return not stack.since("transformers", "5.0")
+
+
+def checkpoints_inside_units(stack: Stack) -> bool:
+    """FSDP's unit is around the checkpoint, so that only what is inside is recomputed.
+
+    AnswerDotAI/fsdp_qlora @ 7242daaf ``train.py`` calls ``apply_activation_checkpointing`` on the
+    wrapped model; transformers' checkpoint calls the unit.
+    """
+    return stack.loop == "fsdp-qlora"
+
+
+def keeps_outputs(stack: Stack) -> bool:
+    """What the model returned, logits among it, is held until the step is over.
+
+    AnswerDotAI/fsdp_qlora @ 7242daaf ``train.py``: ``output`` is let go behind the optimizer.
+    """
+    return stack.loop == "fsdp-qlora"
 
 
 def alternates_products(stack: Stack) -> bool:
@@ -214,6 +235,15 @@ def upcasts_shards(stack: Stack, engine: str) -> bool:
     return stack.since("accelerate", "0.30")
 
 
+def broadcasts_states(stack: Stack) -> bool:
+    """FSDP1 sends the first rank's weights to the others, unit by unit (``sync_module_states``).
+
+    AnswerDotAI/fsdp_qlora @ 7242daaf ``train.py`` with ``low_memory``, its default; accelerate
+    ``utils/dataclasses.py`` ``FullyShardedDataParallelPlugin`` with ``cpu_ram_efficient_loading``.
+    """
+    return stack.loop in {"fsdp-qlora", "fms-acceleration", "transformers"}
+
+
 def mixes_units(stack: Stack) -> bool:
     """FSDP1 puts a block's frozen weights and its adapters in one flat weight.
 
@@ -244,3 +274,8 @@ def loads_kernels_lazily(stack: Stack, engine: str) -> bool:
     if engine == "megatron-deepspeed" and not named:
         return False
     return stack.since("torch", "1.13")
+
+
+def overlaps_tensor_ranks(stack: Stack) -> bool:
+    """Megatron-LM's ``--tp-comm-overlap``: products beside the exchange of tensor ranks."""
+    return any(name == "tp-comm-overlap" for name, _ in stack.given)

@@ -172,8 +172,11 @@ def _mpt(base: Fields, random: Random) -> Fields:
 
 
 def _falcon(base: Fields, random: Random) -> Fields:
+    # Its class knows no ``num_key_value_heads``, which PEFT would take for the prefix's heads.
     new = random.random() < 0.5
-    return _decoder(base, random) | {
+    fields = _decoder(base, random)
+    del fields["num_key_value_heads"]
+    return fields | {
         "ffn_hidden_size": base["inner"],
         "num_kv_heads": base["kv_heads"],
         "new_decoder_architecture": new,

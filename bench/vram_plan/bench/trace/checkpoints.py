@@ -99,7 +99,7 @@ def host_copies(log: StorageLog) -> Iterator[None]:
     (an expanded one) is made contiguous on the device first (aten/src/ATen/native/cuda/Copy.cu,
     ``copy_requires_temporaries``).
     """
-    weights = WeakTensorKeyDictionary()
+    were = WeakTensorKeyDictionary()
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         if not torch._prims_common.is_non_overlapping_and_dense_or_false(tensor):
@@ -107,16 +107,16 @@ def host_copies(log: StorageLog) -> Iterator[None]:
         packed = log.block_of(tensor)
         with log.in_host_memory():
             kept = torch.empty_like(tensor, requires_grad=False)
-        if packed is not None and packed.component == "weights":
-            weights[kept] = True
+        were[kept] = (packed.component or packed.role) if packed is not None else ""
         return kept
 
     def unpack(kept: torch.Tensor) -> torch.Tensor:
         back = torch.empty_like(kept)
         block = log.block_of(back)
         if block is not None:
-            block.component = "activations"
-            block.role = "weights" if kept in weights else ""
+            of_weight = were[kept] == "gradients"  # that a loss made going forward
+            block.component = "gradients" if of_weight else "activations"
+            block.role = "weights" if were[kept] == "weights" else ""
         return back
 
     class SaveOnHost(graph.saved_tensors_hooks):

@@ -6,10 +6,11 @@ import torch
 
 from vram_plan.bench.trace.config import TraceConfig
 
-__all__ = ["apply_method"]
+__all__ = ["apply_method", "peft_config"]
 
 _PEFT_TASKS = {"causal-lm": "CAUSAL_LM", "seq2seq-lm": "SEQ_2_SEQ_LM", "masked-lm": None}
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+_LOW = (torch.bfloat16, torch.float16)
 
 
 def apply_method(model: Any, config: TraceConfig, task: str) -> Any:
@@ -41,14 +42,19 @@ def _settle_ranks(model: Any, config: TraceConfig) -> None:
     """AdaLoRA's rank counters are parameters that are not trained.
 
     On a device PEFT 0.21.2 makes them trainable where it casts 16-bit adapters to fp32 (its cast
-    wraps them anew); on ``meta`` it always does.
+    wraps them anew); on ``meta`` it always does. Adapters first have the type of their layer: the
+    type it computes in, where that is a 4-bit one, and fp32, where it is an 8-bit one
+    (``tuners_utils.py``, ``_get_base_layer_device_and_dtype``).
     """
-    cast = config.dtype != "fp32" and config.adapter_dtype == "fp32"
-    if cast and config.quantization == "none":
-        return
-    for name, parameter in model.named_parameters():
-        if "ranknum" in name:
-            parameter.requires_grad_(False)
+    for module in model.modules():
+        if not hasattr(module, "ranknum"):
+            continue
+        layer = module.get_base_layer()
+        dtype = getattr(layer, "compute_dtype", layer.weight.dtype)
+        eight = type(layer).__name__ == "Linear8bitLt"
+        cast = dtype in _LOW and not eight and config.adapter_dtype == "fp32"
+        for parameter in module.ranknum.values():
+            parameter.requires_grad_(cast)
 
 
 def peft_config(config: TraceConfig, task: str) -> Any:

@@ -9,7 +9,7 @@ from torch.utils import checkpoint
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vram_plan.bench.trace.modules import ModulePaths
-from vram_plan.bench.trace.roles import is_laid_out, is_weight
+from vram_plan.bench.trace.roles import goes_to_weights, is_laid_out, is_weight
 from vram_plan.bench.trace.rules import DeviceRules
 from vram_plan.bench.trace.storages import StorageLog, tensors_in
 
@@ -122,7 +122,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
             block = log.see(tensor, name, path, self.rules.size_bytes(func, tensor))
             if block is not None:
                 block.in_backward = in_node
-                if in_node and block.role == "gradients" and self._reads_weight(args, block.shape):
+                for_weight = in_node and block.role == "gradients" and not goes_to_weights()
+                if for_weight and self._reads_weight(args, block.shape):
                     block.role = "temporaries"
                 if self.paths.engine:
                     block.component = "buffers"

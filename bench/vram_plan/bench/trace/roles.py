@@ -19,7 +19,7 @@ import torch
 from vram_plan.bench.trace.modules import ModulePaths
 from vram_plan.bench.trace.timeline import Block
 
-__all__ = ["Roles", "is_laid_out", "is_weight", "made_for"]
+__all__ = ["Roles", "goes_to_weights", "is_laid_out", "is_weight", "made_for"]
 
 _PASSES = ("forward", "loss", "backward")
 #: bitsandbytes' operators that write a weight out.
@@ -88,18 +88,32 @@ def _is_for_weight(node: Any, shape: tuple[int, ...]) -> bool:
     return any(_ends_in_weight(after, shape) for after, _ in node.next_functions)
 
 
+def goes_to_weights() -> bool:
+    """Whether all that the running node makes is for weights: it multiplies one by another."""
+    node: Any = torch._C._current_autograd_node()
+    after = [edge for edge, _ in node.next_functions if edge is not None] if node else []
+    leaves = [_leaf_behind(edge) for edge in after]
+    return bool(leaves) and all(isinstance(leaf, torch.nn.Parameter) for leaf in leaves)
+
+
 def _ends_in_weight(node: Any, shape: tuple[int, ...]) -> bool:
+    variable = _leaf_behind(node)
+    return variable is not None and _is_weights(variable, shape)
+
+
+def _leaf_behind(node: Any) -> torch.Tensor | None:
+    """The leaf at the end of a single way."""
     for _ in range(_MOST_STEPS):
         if node is None:
-            return False
-        variable = getattr(node, "variable", None)
+            return None
+        variable: torch.Tensor | None = getattr(node, "variable", None)
         if variable is not None:
-            return _is_weights(variable, shape)
+            return variable
         onward = [after for after, _ in node.next_functions if after is not None]
         if len(onward) != 1:
-            return False
+            return None
         node = onward[0]
-    return False
+    return None
 
 
 def _is_weights(variable: torch.Tensor, shape: tuple[int, ...]) -> bool:

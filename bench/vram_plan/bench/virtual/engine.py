@@ -108,3 +108,7 @@ class EngineStep:
         """Stage 3: small weights that stay gathered until the next update."""
         kept = getattr(self.engine.optimizer, "persistent_parameters", [])
         self.names.name("buffers", (parameter.data for parameter in kept))
+        for parameter in kept:
+            block = self.log.block_of(parameter.data)
+            if block is not None:
+                block.role = "weights"  # a copy of them is a weight's

@@ -5,7 +5,7 @@ other ranks' numbers are of no matter and must not stop the step. Sizes and life
 """
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -34,6 +34,9 @@ def pretend(pinned: Callable[[torch.Tensor], None]) -> None:
     # Other ranks are asked whether they run the same modules.
     coordinator = _module("deepspeed.runtime.zero.partitioned_param_coordinator")
     coordinator.assert_ints_same_as_other_ranks = lambda ints: None
+    # A module's weights are waited for in the order of a set, that of addresses: a bucket may be
+    # let go before the next is unpacked or after, another time another way.
+    coordinator.set = _InOrder
     # Else every fresh machine compiles a kernel that no fake collective calls, and waits for ever
     # on the lock that a killed compilation leaves behind.
     _module("deepspeed.comm.torch").build_shm_op = lambda: None
@@ -45,6 +48,13 @@ def pretend(pinned: Callable[[torch.Tensor], None]) -> None:
         return tensor
 
     accelerator.pin_memory = pin_memory
+
+
+class _InOrder(set[Any]):
+    """A set that is walked in the order in which DeepSpeed has met its weights."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(sorted(super().__iter__(), key=lambda one: getattr(one, "ds_id", one)))
 
 
 def stay_put(model: Any) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from vram_plan.estimator.blocks.encoder_parts import attend, causal_mask_bytes, loss_of
+from vram_plan.estimator.blocks.gpt_parts import lent
 from vram_plan.estimator.forward import Forward
 from vram_plan.estimator.ops.cross_entropy import INDEX_BYTES
 from vram_plan.estimator.ops.elementwise import relayout, scale
@@ -153,6 +154,8 @@ def _fed(f: Forward, x: Tensor, inner: int) -> Tensor:
     before = spec.do_layer_norm_before
     entered = f.layer_norm("final_layer_norm", x, width) if before else x
     out = f.act(f.linear("fc1", entered, (width, inner), bias=True, split="column"))
+    if not f.how.method.parallel:
+        entered = lent(entered)  # the norm's variable has become the activation's
     out = f.dropout(out, spec.activation_dropout)
     out = f.linear("fc2", out, (inner, width), bias=True, split="row")
     out = f.sublayer("mlp", out, entered)

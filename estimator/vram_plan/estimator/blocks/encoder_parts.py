@@ -68,6 +68,7 @@ def loss_of(f: Forward, logits: Tensor) -> Tensor:
 
     The labels are those given: they are neither shifted nor copied.
     """
+    f.returned.hold(logits)
     if f.how.loss == "fused-ce":
         return fused_cross_entropy(f.t, logits, f.tokens)
     labels = Tensor(f.tokens, INDEX_BYTES, None)

@@ -89,19 +89,20 @@ def grouped_experts(
     experts = spec.num_experts // f.how.expert
     inner = spec.moe_intermediate_size // f.how.tensor
     pairs = f.tokens * spec.num_experts_per_tok
+    # PEFT 0.21.2 wraps the experts for this weight last, so its wrapper runs first.
+    f.how.method.tries(f, f"{name}.down_proj", experts * inner * spec.hidden_size)
     ids, order, offsets, counted = sort_by_expert(t, pairs, experts)
     rows = gather_rows(t, x, t.new(pairs, INDEX_BYTES), pairs * spec.hidden_size)
     chosen = gather_rows(t, weights, order, pairs)
     biases = _biases(f, f"{name}.gate_up_proj_bias", 2 * inner, ids)
     shape = (spec.hidden_size, 2 * inner)
-    selected = _selected(f, f"{name}.gate_up_proj", shape)
-    factors = [selected.factors]  # the wrapper holds what it folds into the weight
-    out = _projection(f, selected, rows, shape, (offsets, biases))
+    # PEFT's wrappers hold what they fold into a weight, and ``parametrize.cached()`` the result.
+    first = _selected(f, f"{name}.gate_up_proj", shape)
+    out = _projection(f, first, rows, shape, (offsets, biases))
     out = (gate or halves)(f, out)
-    selected = _selected(f, f"{name}.down_proj", (inner, spec.hidden_size))
-    factors.append(selected.factors)
+    second = _selected(f, f"{name}.down_proj", (inner, spec.hidden_size))
     biases = _biases(f, f"{name}.down_proj_bias", spec.hidden_size, ids)
-    out = _projection(f, selected, out, (inner, spec.hidden_size), (offsets, biases))
+    out = _projection(f, second, out, (inner, spec.hidden_size), (offsets, biases))
     weighted = f.mul(out, chosen)
     back = t.new(pairs, INDEX_BYTES)
     counter = t.new(pairs, INDEX_BYTES)
@@ -110,7 +111,7 @@ def grouped_experts(
     summed = sum_chosen(t, weighted, spec.num_experts_per_tok, wide=f.how.autocast)
     result = cast(t, summed, x.itemsize)
     del ids, order, counted, rows, chosen, out, biases, weighted, back, summed, index, weights
-    del selected, factors
+    del first, second
     return result
 
 
@@ -181,7 +182,7 @@ def mixed_decoder(
     """An embedding, dense and sparse layers (windowed or not) in their order, and Llama's head."""
     return Composition(
         segments=(
-            Segment(name="model.embed_tokens", kind="embedding", run=token_embedding),
+            Segment(name="model.embed_tokens", kind="embedding", run=token_embedding, named=True),
             *_mixed_segments(spec, dense, sparse),
             Segment(name="lm_head", kind="head", run=head),
         ),

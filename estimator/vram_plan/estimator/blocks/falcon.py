@@ -8,6 +8,7 @@ from vram_plan.estimator.blocks.gpt_parts import (
     Inputs,
     Shareds,
     embed_tokens,
+    holding_outputs,
     local,
     model,
     position_ids,
@@ -67,13 +68,19 @@ def attention(f: Forward, x: Tensor, shared: Inputs) -> Tensor:
         q, k = rotate(f.t, q, cos, sin), rotate(f.t, k, cos, sin)
     k, v = f.how.method.keys_values(f, k, v)
     out, held = kernel(f, (q, k, v), shared, x.itemsize)
+    f.held = held[-1] if held else None
     out = dense(f, "self_attention.dense", out, (hidden, hidden), "row")
     del fused, held
     return f.sublayer("attention", out, entered)
 
 
 def dense(f: Forward, name: str, x: Tensor, shape: tuple[int, int], split: str) -> Tensor:
-    """``FalconLinear``: a product, then its sum with the bias, fp32 where autocast left that so."""
+    """``FalconLinear``: ``x @ weight.T``, then plus the bias, fp32 where autocast left that so."""
+    inputs, outputs = (
+        n // f.how.tensor if s == split else n
+        for n, s in zip(shape, ("row", "column"), strict=True)
+    )
+    f.param(f"{name}.weight", (outputs, inputs), "linear").turned = True
     out = f.linear(name, x, shape, bias=f.spec.mlp_bias, split=split)
     if not f.spec.mlp_bias:
         return out
@@ -169,4 +176,4 @@ def shared_tensors(f: Forward) -> Shareds:
 def compose(spec: ModelSpec) -> Composition:
     """``FalconForCausalLM``."""
     names = ("transformer.word_embeddings", "transformer.h")
-    return model(spec, names, (embed_tokens, layer, head), shared_tensors)
+    return holding_outputs(model(spec, names, (embed_tokens, layer, head), shared_tensors))

@@ -17,7 +17,7 @@ from vram_plan.estimator.blocks.gpt_parts import (
 )
 from vram_plan.estimator.blocks.heads import causal_lm_loss
 from vram_plan.estimator.forward import Forward
-from vram_plan.estimator.ops.elementwise import FP32_BYTES, cast
+from vram_plan.estimator.ops.elementwise import FP32_BYTES, cast, copy
 from vram_plan.estimator.ops.interleaved_rotary import rotate_pairs_part
 from vram_plan.estimator.ops.scores import Written
 from vram_plan.estimator.segment import Composition, Shared
@@ -49,6 +49,8 @@ def attention(f: Forward, x: Tensor) -> Tensor:
     k, k_parts = rotate_pairs_part(f.t, k, share, half)
     q, q_parts = rotate_pairs_part(f.t, q, share, half)
     k, v = f.how.method.keys_values(f, k, v)
+    if f.how.attention == "flash" and f.how.method.prefix_tokens:
+        k, v = copy(f.t, k), copy(f.t, v)  # behind their prefix they lie by heads: ``contiguous``
     out = attend(f, q, k, v, Written(wide_products=True))
     out = f.linear("attn.out_proj", out, shape[::-1], split="row")
     out = f.dropout(out, spec.hidden_dropout)

@@ -75,6 +75,9 @@ def causal_lm_loss(f: Forward, x: Tensor, *, width: int = 0, scaled: bool = Fals
             logits = scale(f.t, logits)
         if f.how.loss_code == "rebound":
             logits = cast(f.t, logits, FP32_BYTES)
+        f.returned.hold(logits)
+        if f.how.keeps_outputs and logits.storage is not None:
+            f.t.attached.append(logits.storage)
         loss = _late_shift if f.how.loss_code == "narrow" else shifted_loss
         out = loss(f, logits)
         if f.how.widens_outputs and logits.itemsize < FP32_BYTES:
@@ -114,6 +117,7 @@ def late_shift_loss(f: Forward, x: Tensor, *, wide: bool) -> Tensor:
         logits = f.head_linear(x, (f.spec.hidden_size, f.spec.vocab_size))
         if wide:
             logits = cast(t, logits, FP32_BYTES)
+        f.returned.hold(logits)
         out = _late_shift(f, logits)
         if f.how.widens_outputs and logits.itemsize < FP32_BYTES:
             t.new(logits.numel, FP32_BYTES)  # beside the ones that the model returns

@@ -13,6 +13,9 @@ from vram_plan.estimator.segment import Composition, Run, Segment, Shared
 from vram_plan.estimator.tape import Tape, Tensor
 from vram_plan.profiles.model import ModelSpec
 
+BOTH_MASKS = frozenset({"gemma2", "gemma3_text", "gpt_oss", "qwen2_moe"})
+"""Models that make a mask with a window and one without, whichever their layers ask for."""
+
 Attention = Callable[[Forward, Tensor, Tensor, Tensor], Tensor]
 Rotate = Callable[[Tape, Tensor, Tensor, Tensor], Tensor]
 Tables = Callable[[Forward], Mapping[str, Shared]]
@@ -68,9 +71,12 @@ def value(f: Forward, x: Tensor) -> Tensor:
 
 
 def attend(f: Forward, q: Tensor, k: Tensor, v: Tensor, entered: Tensor) -> Tensor:
-    """Prefixes, the attention kernel and ``o_proj``."""
+    """Prefixes, the attention kernel and ``o_proj``.
+
+    Behind a prefix ``key_states`` and ``value_states`` name the cache's copies from then on.
+    """
     spec = f.spec
-    k, v = f.how.method.keys_values(f, k, v)
+    k, v = f.how.method.keys_values(f, k.moved(), v.moved())
     out = f.attention(q, k, v, masked=is_masked(f), by_head=not q.by_token)
     shape = (spec.query_dim, spec.hidden_size)
     out = f.linear("self_attn.o_proj", out, shape, bias=spec.attention_out_bias, split="row")
@@ -138,14 +144,16 @@ def masks(f: Forward) -> dict[str, Shared]:
     spec, found = f.spec, {}
     prefix = f.how.method.prefix_tokens
     scores = f.seq * (f.seq + prefix)
-    kinds = {spec.is_windowed(layer) for layer in range(spec.num_hidden_layers)}
-    for windowed in kinds:
+    asked = {spec.is_windowed(layer) for layer in range(spec.num_hidden_layers)}
+    for windowed in {False, True} if spec.model_type in BOTH_MASKS else asked:
+        given = windowed in asked
         name = "window_mask" if windowed else "mask"
         if f.how.attention == "eager":
             numel = f.batch * scores
-            found[name] = Shared(numel=numel, itemsize=f.how.stream_bytes, saved=False)
+            wide = f.how.stream_bytes
+            found[name] = Shared(numel=numel, itemsize=wide, saved=False, given=given)
         elif f.how.attention == "sdpa" and (prefix or (windowed and f.seq > spec.sliding_window)):
-            found[name] = Shared(numel=scores, itemsize=1, saved=False)
+            found[name] = Shared(numel=scores, itemsize=1, saved=False, given=given)
     return found
 
 

@@ -8,6 +8,7 @@ from vram_plan.estimator.blocks.expert_modules import expert_modules
 from vram_plan.estimator.blocks.experts import grouped_experts, prenorm_layer, softmax_router
 from vram_plan.estimator.blocks.llama import decoder, self_attention
 from vram_plan.estimator.forward import Forward
+from vram_plan.estimator.leaf import leaf
 from vram_plan.estimator.segment import Composition
 from vram_plan.estimator.tape import Tensor
 from vram_plan.profiles.model import ModelSpec
@@ -18,6 +19,7 @@ def layer(f: Forward, x: Tensor, shared: Mapping[str, Tensor]) -> Tensor:
     return prenorm_layer(f, x, shared, self_attention, sparse_block)
 
 
+@leaf
 def sparse_block(f: Forward, x: Tensor) -> Tensor:
     """``MixtralSparseMoeBlock.forward``; the router's weights stay fp32."""
     if not f.how.stacked_experts:

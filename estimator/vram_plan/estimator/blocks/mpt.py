@@ -44,14 +44,14 @@ def attention(f: Forward, x: Tensor) -> tuple[Tensor, Tensor]:
     third = fused.numel // 3
     q, k, v = split(t, fused, (third, third, third))
     k, v = f.how.method.keys_values(f, k, v)
-    out, weights = written(f, q, k, v)
+    out, weights, scores = written(f, q, k, v)
     out = f.linear("attn.out_proj", out, (hidden, hidden), split="row")
-    del fused
+    del fused, scores  # local variables of its own
     return f.sublayer("attention", out, entered), weights
 
 
-def written(f: Forward, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Scores plus an fp32 bias, masked, through the softmax; and the probabilities."""
+def written(f: Forward, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores plus an fp32 bias, masked, through the softmax; the probabilities and the scores."""
     t, s, how = f.t, f.heads(), Written(autocast=f.how.autocast)
     factors = factor(t, q, s, how, "q"), factor(t, k, s, how, "k")
     scores = batched_product(t, *factors, s.scores, s.head_dim)
@@ -63,7 +63,7 @@ def written(f: Forward, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor
     weights = f.dropout(weights, s.dropout)
     numel = s.batch * s.heads * s.seq * s.value_dim
     out = batched_product(t, low(t, weights, how), factor(t, v, s, how, "v"), numel, s.kv_seq)
-    return copy(t, out), weights
+    return copy(t, out), weights, scores
 
 
 def mlp(f: Forward, x: Tensor, residual: Tensor) -> Tensor:

@@ -59,7 +59,9 @@ def layer(f: Forward, x: Tensor, shared: Inputs) -> Tensor:
 
 def feed_forward(f: Forward, x: Tensor) -> Tensor:
     """``fc1``, activation, ``fc2``, dropout."""
-    spec, entered = f.spec, x
+    spec = f.spec
+    x = x.moved() if spec.do_layer_norm_before else x  # the norm's variable becomes the product's
+    entered = x if f.how.method.parallel else lent(x)
     shape = (spec.hidden_size, spec.intermediate_size)
     x = f.linear("fc1", x, shape, bias=spec.mlp_bias, split="column")
     x = f.act(x)

@@ -13,6 +13,7 @@ from vram_plan.estimator.blocks.experts import (
 )
 from vram_plan.estimator.blocks.llama import self_attention
 from vram_plan.estimator.forward import Forward
+from vram_plan.estimator.leaf import leaf
 from vram_plan.estimator.segment import Composition
 from vram_plan.estimator.tape import Tensor
 from vram_plan.profiles.model import ModelSpec
@@ -33,6 +34,7 @@ def dense(f: Forward, x: Tensor) -> Tensor:
     return f.sublayer("mlp", gated_mlp(f, "mlp", x, f.spec.intermediate_size), x)
 
 
+@leaf
 def sparse_block(f: Forward, x: Tensor) -> Tensor:
     """``Qwen2MoeSparseMoeBlock.forward``; published models leave ``norm_topk_prob`` off."""
     shared = gated_mlp(f, "mlp.shared_expert", x, f.spec.shared_expert_intermediate_size)

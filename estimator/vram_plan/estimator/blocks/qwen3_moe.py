@@ -13,6 +13,7 @@ from vram_plan.estimator.blocks.experts import (
 from vram_plan.estimator.blocks.qwen2_moe import dense
 from vram_plan.estimator.blocks.qwen3 import self_attention
 from vram_plan.estimator.forward import Forward
+from vram_plan.estimator.leaf import leaf
 from vram_plan.estimator.segment import Composition
 from vram_plan.estimator.tape import Tensor
 from vram_plan.profiles.model import ModelSpec
@@ -28,6 +29,7 @@ def dense_layer(f: Forward, x: Tensor, shared: Mapping[str, Tensor]) -> Tensor:
     return prenorm_layer(f, x, shared, self_attention, dense)
 
 
+@leaf
 def sparse_block(f: Forward, x: Tensor) -> Tensor:
     """``Qwen3MoeSparseMoeBlock.forward``; published models set ``norm_topk_prob``."""
     logits, weights, index = softmax_router(f, "mlp.gate", x, renormalise=True, narrow=True)

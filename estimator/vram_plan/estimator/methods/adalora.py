@@ -32,6 +32,8 @@ MASKED = frozenset(
 class AdaLora(LinearPairs):
     """B · diag(E) · A beside every target; ``rank`` is the initial rank, which memory follows.
 
+    The target is a module within PEFT's layer, so the pair has a path of its own (``svd``).
+
     ``peft/tuners/adalora/layer.py`` ``SVDLinear.forward``: PEFT masks ranks instead of removing
     them, so the tensors keep the size of ``init_r`` (default 12; the target rank does not matter).
     Left out: the rank allocator's sensitivities, three tensors of the adapters' size, which exist
@@ -83,11 +85,15 @@ class AdaLora(LinearPairs):
 
         ``ranknum`` is meant to be fixed, but casting the adapters of a 16-bit model to fp32 makes
         a new parameter of it, one that learns (``cast_adapter_dtype`` of
-        ``peft/tuners/tuners_utils.py``); the layer's output is kept for its gradient.
+        ``peft/tuners/tuners_utils.py``); the layer's output is kept for its gradient. Adapters of
+        a 4-bit layer have its compute dtype before that cast, those of an 8-bit one are fp32
+        (``_get_base_layer_device_and_dtype``).
         """
-        weight = f.params[f"{name}.weight"]
-        recast = not weight.packed and weight.itemsize < f.how.adapter_bytes
-        ranknum = f.added_param(f"{name}.ranknum", (1,), trainable=recast)
+        kind, held = quantized_as(f, name), f.params[f"{name}.weight"].itemsize
+        if kind:
+            held = f.how.matmul_bytes if kind in FOUR_BIT else FP32_BYTES
+        recast = held < f.how.adapter_bytes
+        ranknum = f.added_param(f"{name}.svd.ranknum", (1,), trainable=recast)
         divisor = weight_copy(f.t, ranknum, adds=True)
         scaled = scale(f.t, output)
         del output  # no variable of `SVDLinear` holds it, one of the quantized layers does
@@ -95,9 +101,9 @@ class AdaLora(LinearPairs):
 
     def _triple(self, f: Forward, name: str, x: Tensor, shape: tuple[int, int]) -> Tensor:
         (inputs, outputs), t, how = shape, f.t, f.how
-        a = f.added_param(f"{name}.lora_A", (self.rank, inputs))
-        e = f.added_param(f"{name}.lora_E", (self.rank, 1))
-        b = f.added_param(f"{name}.lora_B", (outputs, self.rank))
+        a = f.added_param(f"{name}.svd.lora_A", (self.rank, inputs))
+        e = f.added_param(f"{name}.svd.lora_E", (self.rank, 1))
+        b = f.added_param(f"{name}.svd.lora_B", (outputs, self.rank))
         down = weights_product(t, a, e)
         if not how.autocast:
             return f.product(product(t, x, down, self.rank), b, None, outputs)

@@ -71,12 +71,20 @@ class Method:
         """Change a base weight that is no linear layer's: stacked experts, a router."""
         return weight
 
+    def tries(self, f: Forward, name: str, numel: int) -> None:
+        """Make what will change a stacked weight once for nothing, before its module runs."""
+
     def sublayer(self, f: Forward, where: str, x: Tensor, entered: Tensor) -> Tensor:
         """Change the output ``x`` of ``attention`` or ``mlp`` before it joins the residual.
 
         ``entered`` is what the sublayer read (after its norm).
         """
         return x
+
+    @property
+    def parallel(self) -> bool:
+        """Whether `sublayer` reads what entered: else the caller may have let go of it."""
+        return False
 
     def regularizes(self, f: Forward, name: str) -> bool:
         """Whether the loss reads an added weight directly: its gradient is there from then on."""

@@ -68,7 +68,8 @@ class Ia3(Frozen):
         if not targets.matches(name, names):
             return base(x)
         inner = targets.is_feedforward(name, feedforward)
-        factor = f.added_param(f"{name}.ia3_l", (1, shape[0]) if inner else (shape[1], 1))
+        # A path beside the target, which PEFT puts within a layer of its own.
+        factor = f.added_param(f"{name}_ia3.ia3_l", (1, shape[0]) if inner else (shape[1], 1))
         weights = weight_copy(f.t, factor)
         if f.how.quantization in BITSANDBYTES and packs(f.spec, f.how, f.layer, f"{name}.weight"):
             return self._beside_packed(f, x, weights, base, inner=inner)

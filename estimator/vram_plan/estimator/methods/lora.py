@@ -52,10 +52,19 @@ class Lora(Frozen):
 
     def weight(self, f: Forward, name: str, weight: Param) -> Param:
         """Pairs inside the stacked weights of experts and the router's, where PEFT targets them."""
-        ends = targeted(f.spec.model_type, self.targets)
-        if any(f".{name}".endswith(f".{end}") for end in ends):
+        if self.is_paired(f, name):
             return paired(f, name, weight, self.rank)
         return weight
+
+    def tries(self, f: Forward, name: str, numel: int) -> None:
+        """``register_parametrization`` tries the sum of weight and pair (torch 2.13.0)."""
+        if self.is_paired(f, name):
+            f.t.new(numel, f.how.held_bytes("expert"))
+
+    def is_paired(self, f: Forward, name: str) -> bool:
+        """Whether a stacked weight, or a router's, gets a pair."""
+        ends = targeted(f.spec.model_type, self.targets)
+        return any(f".{name}".endswith(f".{end}") for end in ends)
 
     def linear(
         self,
@@ -128,6 +137,6 @@ class LinearPairs(Lora):
         """Names are not translated to stacked experts (PEFT does that for LoRA alone)."""
         return matches(name, self.targets)
 
-    def weight(self, f: Forward, name: str, weight: Param) -> Param:
+    def is_paired(self, f: Forward, name: str) -> bool:
         """No pairs in stacked weights."""
-        return weight
+        return False

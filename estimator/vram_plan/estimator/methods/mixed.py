@@ -63,6 +63,11 @@ class Mam(Prefix):
         """The library looks up vectors as wide as the blocks (``PrefixTuning.wte``)."""
         return f.spec.hidden_size
 
+    @property
+    def parallel(self) -> bool:
+        """The adapter reads what the feed-forward part reads."""
+        return True
+
     def sublayer(self, f: Forward, where: str, x: Tensor, entered: Tensor) -> Tensor:
         """Add the parallel adapter to the feed-forward part."""
         if where != "mlp":

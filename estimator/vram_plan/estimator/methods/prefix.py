@@ -142,10 +142,11 @@ class Prefix(Placed):
         if f.layer != (spec.num_hidden_layers if spec.is_encoder_decoder else 0):
             first, second = f.t.new(numel, itemsize), f.t.new(numel, itemsize)
             first.node, second.node = Leaf(), Leaf()
+            f.late.leaves += [first.node, second.node]  # what arrives waits for the first block
             return first, second
         layers = spec.num_hidden_layers  # the encoder's, where there is one
         past = cast(f.t, self._encoded(f, width, layers * 2 * width), itemsize)
-        return past_key_values(f.t, past, numel)
+        return past_key_values(f.t, past, numel, f.late.arrived)
 
     def _encoded(self, f: Forward, width: int, outputs: int) -> Tensor:
         ids = Tensor(f.batch * self.tokens, 8, None)

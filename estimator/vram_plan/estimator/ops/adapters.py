@@ -166,26 +166,36 @@ def prepend(t: Tape, first: Tensor, x: Tensor, numel: int, *, batch: int) -> Ten
     return t.record(t.new(numel, first.itemsize), (first.node, x.node), backward)
 
 
-def past_key_values(t: Tape, past: Tensor, numel: int) -> tuple[Tensor, Tensor]:
+def past_key_values(t: Tape, past: Tensor, numel: int, late: list[Tensor]) -> tuple[Tensor, Tensor]:
     """A layer's keys and values of ``numel`` elements, copied out of all layers' ``past``.
 
-    Going back, every layer's slice has left a gradient of its size; they are joined in one tensor
-    (``split_backward``). The others' slices stand for what the layers behind have left.
+    Going back, a slice of the gradient of prefixed keys keeps all of it, and so for values, in
+    every layer (``late``: what the layers behind have left) until the first one has gone back.
+    Then each layer's pair is stacked (``unbind_backward``), the stacks are joined in one tensor
+    (``split_backward``) and that is laid out as the table is.
     """
     size, itemsize = past.numel, past.itemsize
     keys, values = t.new(numel, itemsize), t.new(numel, itemsize)
     waiting: list[Tensor] = []
 
+    def wait(grad: Tensor) -> tuple[Tensor | None, ...]:
+        waiting.append(grad)
+        return (Tensor(grad.numel, itemsize, None),)
+
     def join(grad: Tensor) -> tuple[Tensor | None, ...]:
-        others = t.new(size, itemsize)
-        joined = t.new(size, itemsize)
-        del others
+        stacked = t.new(2 * numel, itemsize)
         waiting.clear()
-        return (joined,)
+        late.clear()
+        others = t.new(size - 2 * numel, itemsize)
+        joined = t.new(size, itemsize)
+        del stacked, others
+        laid_out = t.new(size, itemsize)
+        del joined
+        return (laid_out,)
 
     whole = t.record(Tensor(0, itemsize, None), (past.node,), join)
-    keys = t.record(keys, (whole.node,), lambda grad: (grad,))
-    return keys, t.record(values, (whole.node,), lambda grad: (grad,))
+    keys = t.record(keys, (whole.node,), wait)
+    return keys, t.record(values, (whole.node,), wait)
 
 
 def folded(t: Tape, weight: Param, left: Tensor, right: Tensor) -> Tensor:
@@ -215,4 +225,4 @@ def folded(t: Tape, weight: Param, left: Tensor, right: Tensor) -> Tensor:
     if t.work is not None:
         sides = left.numel, right.numel, weight.numel
         t.work.batched(sides, weight.numel * inner, weight.itemsize)
-    return t.record(out, (left.node, right.node), backward)
+    return t.record(out, (left.node, right.node), backward, packs=True, saves=(left, right))

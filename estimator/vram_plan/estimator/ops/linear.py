@@ -38,6 +38,7 @@ def linear(
             dw = t.new(w_numel, w_itemsize, "gradients").view()
             if t.work is not None:
                 t.work.product((outputs, tokens, inputs), x_itemsize)
+        t.unpacked = []  # the function has returned when the engine sums (validate_outputs)
         db = t.new(outputs, grad.itemsize, "gradients") if offset else None
         return dx, dw, db
 
@@ -63,14 +64,14 @@ def cached_cast(t: Tape, weight: Param, itemsize: int, cache: dict[str, Tensor])
     """The low-precision copy of an fp32 weight that autocast makes once and keeps until it exits.
 
     ``aten/src/ATen/autocast_mode.cpp`` (torch 2.13.0), ``cached_cast``: only fp32 leaves that
-    require a gradient are cached; a frozen weight is cast again at every use.
+    require a gradient are cached; a frozen weight is cast again at every use, and so is a view.
     """
     copy = cache.get(weight.name)
     if copy is None:
         copy = t.new(weight.numel, itemsize, "temporaries")
-        if weight.trainable and t.grad_enabled:
+        if weight.trainable and t.grad_enabled and not weight.turned:
             cache[weight.name] = copy
-    return AutocastWeight(weight, copy, t)
+    return AutocastWeight(weight, copy, t, flipped=weight.turned)
 
 
 class AutocastWeight(Param):

@@ -27,7 +27,11 @@ from vram_plan.estimator.sharding.units import (
     single_ends,
     unit_of,
 )
-from vram_plan.profiles.switches import mixes_units, reentrant_checkpoints
+from vram_plan.profiles.switches import (
+    checkpoints_inside_units,
+    mixes_units,
+    reentrant_checkpoints,
+)
 
 FLAT = "torch 2.13.0 torch/distributed/fsdp/_flat_param.py"
 RUNTIME = "torch 2.13.0 torch/distributed/fsdp/_runtime_utils.py"
@@ -59,13 +63,16 @@ class Timeline:
         self.chain = single_ends(rank.passes.links)
         self.root = _wrapped(root_unit(self.chain, self.scale))
         self.stays = config.fsdp == "grad-op"
-        self.reentrant = config.checkpointing == "full" and reentrant_checkpoints(config.stack)
+        self.inside = checkpoints_inside_units(config.stack)
+        reentrant = reentrant_checkpoints(config.stack) and not self.inside
+        self.reentrant = config.checkpointing == "full" and reentrant
         self.mixes = mixes_units(config.stack)
         added = any(p.added for link in self.chain for p in link.cost.params)
         self.leaves = added and not self.mixes
         # Recorded without gradients, a reentrant checkpoint's unit is not known to be needed
         # before it runs again (_runtime_utils.py _get_handle_to_prefetch).
         self.fetches_ahead = not (self.stays or self.reentrant)
+        self.fetches_late = self.fetches_ahead and self.leaves
 
     def links(self) -> tuple[Link, ...]:
         """The dressed chain; before each unit, the moment that flattens its gradients."""
@@ -91,13 +98,26 @@ class Timeline:
         kept = self._gathered_bytes(unit) if self.stays else 0
         shards = self._shards_bytes(unit_of(link, self.scale)) + self.hooked_bytes(link, unit)
         beside = Beside(forward=gathered, backward=backward, kept=kept, gradients=shards)
-        if link.count > 1 or not unit.learns:
+        if link.count > 1:
             return [dress(link, beside)]
+        if not unit.learns:
+            return [*self._fetched(link, before, gathered), dress(link, beside)]
         # The shard is there only after this moment, so it is the pause that leaves it.
         flattening = Beside(backward=(*backward, *self._flat_gradients(unit)), gradients=shards)
         name = f"flattening the gradients of {link.segment.name}"
         dressed = dress(link, replace(beside, gradients=0))
         return [pause(name, "layer", link.cost.left, flattening), dressed]
+
+    def _fetched(self, link: Link, before: Link | None, held: tuple[Entry, ...]) -> list[Link]:
+        """The block's first adapter goes back: in forward order the block before precedes it.
+
+        So that one is gathered while this one is still whole (``_prefetch_handle``).
+        """
+        if before is None or not self.fetches_late:
+            return []
+        ahead = self._whole(self._unit(before), "ahead: the block before")
+        name = f"the first adapter of {link.segment.name}"
+        return [pause(name, "layer", link.cost.left, Beside(backward=(*held, ahead)))]
 
     def hooked_bytes(self, link: Link, unit: Unit) -> int:
         """What a finished block of frozen weights keeps until the backward pass is over.

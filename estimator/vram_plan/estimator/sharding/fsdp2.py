@@ -8,9 +8,10 @@ head form the root unit, which stays gathered from the forward pass on. torch 2.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
-from vram_plan.estimator.chain import Link
+from vram_plan.estimator.chain import Link, names_output
 from vram_plan.estimator.config import TrainConfig
 from vram_plan.estimator.ledger import Entry
 from vram_plan.estimator.sharding.base import Rank
@@ -62,7 +63,7 @@ class Timeline:
 
     def links(self) -> tuple[Link, ...]:
         """The dressed chain; between segments, the moments that gather and reduce."""
-        result = [self._root_reduction()]
+        result = [*self._root_reduction()]
         for link, previous, following in neighbours(self.chain):
             if link.segment.kind == "layer":
                 if previous is None or following is None:
@@ -129,7 +130,11 @@ class Timeline:
             self._all_gather(before, "of the block before"),
         )
         beside = Beside(forward=held)
-        return pause(f"gathering {link.segment.name}", "layer", link.cost.left, beside)
+        made = pause(f"gathering {link.segment.name}", "layer", link.cost.left, beside)
+        embedding = self.chain[0]
+        if previous is None and (embedding.cost.keeps_output or names_output(embedding, link)):
+            made = replace(made, cost=replace(made.cost, forward={}))  # what enters is counted
+        return made
 
     def _regathers(self, link: Link, previous: Link | None) -> bool:
         """Whether copying its weights out going back may be fuller than what comes then.
@@ -155,12 +160,21 @@ class Timeline:
         beside = Beside(backward=tuple(held))
         return pause(f"gathering {link.segment.name} again", "layer", link.cost.left, beside)
 
-    def _root_reduction(self) -> Link:
-        """After the backward pass: what is outside the blocks is reduced."""
-        held = self._reduce_input(self.root, "of what is outside the blocks")
-        beside = Beside(backward=tuple(held))
+    def _root_reduction(self) -> Iterator[Link]:
+        """After the backward pass: what is outside the blocks is reduced (the last moment first).
+
+        Whole gradients are copied into one buffer; behind it there are those of the shards.
+        """
+        whose, what = "of what is outside the blocks", "what is outside the blocks"
         left = replace(self.chain[0].cost.left, requires_grad=False)
-        return pause("reducing what is outside the blocks", "embedding", left, beside)
+        given = self._reduce_input(self.root, whose)
+        outside = [link for link in self.chain if link.segment.kind != "layer"]
+        whole = sum(link.cost.gradients * link.count for link in outside)
+        shards = 0 if self.accumulates else self._shards_bytes(self.root)
+        reduced = Beside(backward=(*given, *self._reduced(self.root, whose)))
+        yield pause(f"shards of {what}", "embedding", left, reduced)
+        copied = Beside(backward=tuple(given), gradients=shards - whole)
+        yield pause(f"reducing {what}", "embedding", left, copied)
 
     def _unit(self, link: Link) -> Unit:
         return unit_of(link, self.scale)
@@ -197,6 +211,37 @@ class Timeline:
             name=f"all-gather output {whose}",
             bytes=rounded(nbytes),
             formula=f"one buffer of {nbytes:,} bytes for {unit.name}",
+            source=COLLECTIVES,
+        )
+
+    def _reduced(self, unit: Unit, whose: str) -> Iterator[Entry]:
+        """What `foreach_reduce` holds when the shards' gradients are there.
+
+        Its loop's variable names the last weight's gradient until it returns; and what the
+        collective wrote is there still, where that is cast to the dtype of the shards.
+        """
+        learning = [p for p in unit.params if p.trainable]
+        if not learning:
+            return
+        last = Unit(name=unit.name, params=(learning[-1],), scale=self.scale)
+        yield Entry(
+            component="gradients",
+            name=f"whole gradient of {learning[-1].name}",
+            bytes=rounded(last.total(lambda p: p.numel * p.itemsize)),
+            formula="the last of the weights that are reduced together",
+            source=COLLECTIVES,
+        )
+
+        def output(p: Param) -> float:
+            stays = held_bytes(self.config, p) == p.itemsize
+            return 0 if stays else padded(p, self.ranks) // self.ranks * p.itemsize
+
+        nbytes = unit.total(output, trainable=True)
+        yield Entry(
+            component="buffers",
+            name=f"reduce-scatter output {whose}",
+            bytes=rounded(nbytes),
+            formula=f"a rank's share in the dtype of the collective: {nbytes:,} bytes",
             source=COLLECTIVES,
         )
 

@@ -30,6 +30,11 @@ def entries(rank: Rank) -> list[Entry]:
     config, inventory = rank.config, rank.passes.inventory
     states = optimizer_states(config.optimizer, inventory.weights, scale=inventory.scale)
     held = [*weights_entries(rank), *originals(rank)]
+    if config.precision == "fp8":
+        from vram_plan.estimator.sharding.fp8_weights import engine_state  # few ask for it
+        from vram_plan.estimator.sharding.megatron import engine_workspace
+
+        held += engine_state(rank, engine_workspace(config))
     if config.optimizer_in_backward:
         return [*held, *update_entries(rank, states)]
     found = [

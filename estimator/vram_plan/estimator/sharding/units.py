@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from vram_plan.estimator.chain import Link
 from vram_plan.estimator.choices import BYTES
 from vram_plan.estimator.config import TrainConfig
+from vram_plan.estimator.eight import gathered_itemsize
 from vram_plan.estimator.inventory import Weight
 from vram_plan.estimator.quantization import code_bytes
 from vram_plan.estimator.tape import ROUNDING_BYTES, Param
@@ -97,7 +98,7 @@ def gathered_bytes(config: TrainConfig, weight: Param, ranks: int) -> float:
         rows, columns = weight.shape[0], weight.shape[1]
         whole = code_bytes(config.quantization, columns, rows, group=config.gptq_group_size)
         return whole if shards_packed(config) else 0.0
-    return padded(weight, ranks) * weight.itemsize
+    return padded(weight, ranks) * gathered_itemsize(config, weight)
 
 
 def shards_packed(config: TrainConfig) -> bool:

@@ -46,9 +46,8 @@ def gathered_entries(shares: Shares, largest: int) -> list[Entry]:
     sizes = [rounded(share(p.numel, shares.ranks) * shares.ranks * p.itemsize) for p in small]
     kept = sum(sizes)
     # The codes that a layer of 8 bits holds anyway take the gathered ones' place as it runs.
-    ran = sum(
-        size for piece, size in zip(small, sizes, strict=True) if not _in_codes(shares, piece)
-    )
+    swaps = shares.config.quantization == "int8"
+    ran = sum(s for p, s in zip(small, sizes, strict=True) if not (swaps and _in_codes(p)))
     copies = 0 if shares.offloaded else _update_copies(shares, largest)
     return [
         Entry(
@@ -70,8 +69,8 @@ def gathered_entries(shares: Shares, largest: int) -> list[Entry]:
     ]
 
 
-def _in_codes(shares: Shares, piece: Piece) -> bool:
-    return shares.config.quantization == "int8" and piece.itemsize == 1 and not piece.trainable
+def _in_codes(piece: Piece) -> bool:
+    return piece.itemsize == 1 and not piece.trainable
 
 
 def _update_copies(shares: Shares, largest: int) -> int:
@@ -84,22 +83,34 @@ def gathered(shares: Shares) -> Gathered:
     """Bytes gathered in the passes; none on a single GPU."""
     if shares.ranks == 1 and shares.config.offload != "optimizer+params":
         return _NOTHING
+    return followed(shares, _course(shares), flat=shares.ranks > 1)
+
+
+def followed(shares: Shares, course: Course, *, flat: bool = True) -> Gathered:
+    """DeepSpeed's coordinator on its way through a step, once for all who ask."""
     sizes = shares.config.zero_sizes
     limits = Limits(
         prefetch=sizes.stage3_prefetch_bucket_size,
         live=sizes.stage3_max_live_parameters,
         reuse=sizes.stage3_max_reuse_distance,
     )
-    threshold = sizes.stage3_param_persistence_threshold
-    return _simulate(shares.layout, limits, threshold, _course(shares), flat=shares.ranks > 1)
+    return _simulate(
+        shares.layout,
+        limits,
+        sizes.stage3_param_persistence_threshold,
+        course,
+        flat=flat,
+        swaps=shares.config.quantization == "int8",
+    )
 
 
 def _course(shares: Shares) -> Course:
     config = shares.config
     runs = [link.run for link in shares.links]
+    silent = tuple(profile(run).silent if run else frozenset() for run in runs)
     return Course(
         checkpointed=config.checkpointing in RECOMPUTED,
-        silent=tuple(profile(run).silent if run else frozenset() for run in runs),
+        silent=silent if any(silent) else (),
         outside=config.loss in READ_OUTSIDE,
         wrapped=config.method not in WHOLE_MODEL,
     )
@@ -107,7 +118,7 @@ def _course(shares: Shares) -> Course:
 
 @lru_cache(maxsize=256)
 def _simulate(
-    layout: Layout, limits: Limits, resident: int, course: Course, *, flat: bool
+    layout: Layout, limits: Limits, resident: int, course: Course, *, flat: bool, swaps: bool
 ) -> Gathered:
     pieces = layout.pieces
     return Gathering(
@@ -117,6 +128,9 @@ def _simulate(
         limits=limits,
         calls=list(module_calls(layout, course)),
         flat=flat,
+        swapped=frozenset(n for n, piece in enumerate(pieces) if swaps and _in_codes(piece)),
+        frozen=frozenset(n for n, piece in enumerate(pieces) if not piece.trainable),
+        viewed=frozenset(n for n, piece in enumerate(pieces) if not swaps and _in_codes(piece)),
     ).run()
 
 

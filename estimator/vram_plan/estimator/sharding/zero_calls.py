@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from vram_plan.estimator.sharding.zero_gather import Call
+from vram_plan.estimator.sharding.zero_gather import AGAIN, Call
 from vram_plan.estimator.sharding.zero_layout import Key, Layout
 
 Opening = tuple[str, tuple[int, ...], bool]
 """A module's path, its weights, and whether it begins (or ends)."""
 Silent = tuple[frozenset[str], ...]
-AGAIN = "again "
-"""Stands before the path of a module that runs forward again."""
+Sizes = tuple[tuple[str, dict[str, int]], ...]
+"""For every segment its leaf, and elements below each of its modules."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +37,7 @@ class Course:
 def module_calls(layout: Layout, course: Course) -> Iterator[Call]:
     """Every module of one step, in order; weights are numbered as in ``layout.pieces``."""
     segments = list(_segments(layout))
+    sizes = _sizes(layout)
     table = _table(layout) if course.outside else ()
     if table:
         segments = [(where, _without(openings, table)) for where, openings in segments]
@@ -44,7 +45,7 @@ def module_calls(layout: Layout, course: Course) -> Iterator[Call]:
             yield Call(weights=(), where=("forward", *segments[0][0], ""), opens=True)
         yield Call(weights=table, where=("forward", *segments[0][0], ""), opens=True)
     for where, openings in segments:
-        yield from _calls("forward", where, openings)
+        yield from _calls("forward", where, openings, sizes)
     if table:
         yield Call(weights=table, where=("forward", *segments[-1][0], ""), opens=False)
         yield Call(weights=table, where=("backward", *segments[-1][0], ""), opens=True)
@@ -52,11 +53,42 @@ def module_calls(layout: Layout, course: Course) -> Iterator[Call]:
         link = layout.structure[where[0]]
         if not link.returns:
             continue
-        if course.checkpointed and link.layered:
-            yield from _calls("backward", where, openings, AGAIN)
+        again = course.checkpointed and link.layered
+        if again:
+            yield from _calls("backward", where, openings, sizes, AGAIN)
         back = [(name, weights, not opens) for name, weights, opens in reversed(openings)]
-        quiet = course.silent[where[0]] if course.silent else frozenset()
-        yield from _calls("backward", where, [one for one in back if one[0] not in quiet])
+        quiet = _quiet(course, layout, where[0])
+        calls = _calls("backward", where, [one for one in back if one[0] not in quiet], sizes)
+        yield from _freeing(calls, openings) if again else calls
+
+
+def _freeing(calls: Iterator[Call], openings: list[Opening]) -> Iterator[Call]:
+    """The module that asked for the recomputation frees what was gathered for it as it ends.
+
+    DeepSpeed 0.19.8 ``runtime/zero/partitioned_param_coordinator.py`` ``ds_recompute_parameters``.
+    """
+    weights = tuple(weight for _, found, opens in openings if opens for weight in found)
+    for call in calls:
+        if weights and not call.opens:
+            call, weights = call._replace(frees=weights), ()
+        yield call
+
+
+def _quiet(course: Course, layout: Layout, index: int) -> frozenset[str]:
+    """Modules through which no gradient passes; a leaf where it passes through none within."""
+    quiet = course.silent[index] if course.silent else frozenset[str]()
+    leaf = layout.structure[index].leaf
+    if not leaf:
+        return quiet
+    within = {p.name.rpartition(".")[0] for p in layout.structure[index].params}
+    loud = any(within_leaf(name, leaf) == leaf for name in within - quiet)
+    return quiet if loud else quiet | {leaf}
+
+
+def within_leaf(module: str, leaf: str) -> str:
+    """The module that gathers this one's weights: itself, or the leaf around it."""
+    before, path = (AGAIN, module[len(AGAIN) :]) if module.startswith(AGAIN) else ("", module)
+    return before + leaf if leaf and path.startswith(f"{leaf}.") else module
 
 
 def _table(layout: Layout) -> tuple[int, ...]:
@@ -76,15 +108,42 @@ def _without(openings: list[Opening], table: tuple[int, ...]) -> list[Opening]:
     ]
 
 
+def _sizes(layout: Layout) -> Sizes:
+    """Elements below every module of every segment, where there is a leaf that asks for them."""
+    if not any(link.leaf for link in layout.structure):
+        return ()
+    found = []
+    for link in layout.structure:
+        below: dict[str, int] = {}
+        for param in link.params:
+            path = within_leaf(param.name.rpartition(".")[0], link.leaf).split(".")
+            for end in range(len(path) + 1):
+                name = ".".join(path[:end])
+                below[name] = below.get(name, 0) + param.numel
+        found.append((link.leaf, below))
+    return tuple(found)
+
+
 def _calls(
-    direction: str, where: tuple[int, int], openings: list[Opening], before: str = ""
+    direction: str,
+    where: tuple[int, int],
+    openings: list[Opening],
+    sizes: Sizes,
+    before: str = "",
 ) -> Iterator[Call]:
     """A module without weights belongs to the time of the one with weights before it."""
+    leaf, below = sizes[where[0]] if sizes else ("", {})
     current = next((name for name, weights, opens in openings if opens and weights), "")
     for name, weights, opens in openings:
         if opens and weights:
             current = name
-        yield Call(weights=weights, where=(direction, *where, before + current), opens=opens)
+        yield Call(
+            weights=weights,
+            where=(direction, *where, before + current),
+            opens=opens,
+            below=below.get(name, 0),
+            leaf=bool(leaf) and name == leaf,
+        )
 
 
 def _segments(layout: Layout) -> Iterator[tuple[tuple[int, int], list[Opening]]]:
@@ -96,7 +155,7 @@ def _segments(layout: Layout) -> Iterator[tuple[tuple[int, int], list[Opening]]]
                 key = (index, layer, param.name) if link.layered else (-1, -1, param.name)
                 if link.repeats:
                     key = (_owner(layout, index), 0, param.name)
-                module = param.name.rpartition(".")[0]
+                module = within_leaf(param.name.rpartition(".")[0], link.leaf)
                 if key in numbers:
                     modules.setdefault(module, []).append(numbers[key])
             yield (index, layer), list(_openings(modules))

@@ -11,37 +11,55 @@ partition_parameters.py ``AllGatherCoalescedHandle``.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 Where = tuple[str, int, int, str]
 """Pass, link, layer, module."""
+Told = tuple[int | str, ...]
+"""Bytes gathered when a layer is through; its modules with ``running``, ``peaks`` and ``codes``."""
+AGAIN = "again "
+"""Stands before the path of a module that runs forward again."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Gathered:
-    """Bytes gathered, by place and by weight; see ``Gathering``."""
+    """Bytes gathered, by place and by weight; see ``Gathering``.
+
+    ``beside`` is all that is said of a layer in one pass, equal for layers with the same beside;
+    ``fetched`` are the weights of every all-gather and ``begun`` the modules that begin, by pass.
+    """
 
     peaks: dict[Where, int]
     running: dict[Where, int]
     closing: dict[int, int]
     left: dict[tuple[str, int, int], int]
+    codes: dict[Where, int] = field(default_factory=dict)
+    beside: dict[tuple[str, int, int], Told] = field(default_factory=dict)
+    fetched: dict[str, list[tuple[int, ...]]] = field(default_factory=dict)
+    begun: dict[str, int] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
+class Call(NamedTuple):
     """A module runs, or its gradient is computed.
 
     Attributes:
         weights: what it owns, by number.
         where: (pass, link, layer, module), to look the moment up afterwards.
         opens: it begins here (its weights are gathered); else it ends here.
+        below: elements of the weights below it, where leaves ask for them.
+        leaf: DeepSpeed does not look into it, and gathers all weights below it at once.
+        frees: weights that go as it ends, those that learn not.
     """
 
     weights: tuple[int, ...]
     where: Where
     opens: bool
+    below: int = 0
+    leaf: bool = False
+    frees: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,10 +94,16 @@ class Gathering:
         nbytes: bytes of every weight when gathered (padded to the number of ranks).
         resident: weights that stay gathered during the passes.
         flat: gathered weights are unpacked from a flat buffer (more than one rank).
+        swapped: 8-bit weights, in whose place a layer that has run puts the codes of its own state
+            (bitsandbytes 0.50.2 ``bitsandbytes/nn/modules.py`` Linear8bitLt.forward).
+        frozen: weights that do not learn.
+        viewed: those of which a backward function holds a view of what was gathered when it ran
+            (bitsandbytes 0.50.2 ``bitsandbytes/nn/modules.py`` Linear4bit.forward).
         peaks: most bytes gathered in every place.
         running: most bytes gathered once a module there has its weights and runs.
         closing: weight → bytes gathered when its gradient is there, before its module frees it.
         left: (pass, link, layer) → bytes gathered when its last module is through.
+        codes: bytes of small 8-bit weights that the last update gathered and that did not run yet.
     """
 
     numels: Sequence[int]
@@ -88,10 +112,17 @@ class Gathering:
     limits: Limits
     calls: Sequence[Call]
     flat: bool = True
+    swapped: frozenset[int] = frozenset()
+    frozen: frozenset[int] = frozenset()
+    viewed: frozenset[int] = frozenset()
     peaks: dict[Where, int] = field(default_factory=dict)
     running: dict[Where, int] = field(default_factory=dict)
     closing: dict[int, int] = field(default_factory=dict)
     left: dict[tuple[str, int, int], int] = field(default_factory=dict)
+    codes: dict[Where, int] = field(default_factory=dict)
+    idle: set[int] = field(default_factory=set)
+    emptied: set[int] = field(default_factory=set)
+    seen: set[int] = field(default_factory=set)
     live: int = 0
     available: int = 0
     gathered: set[int] = field(default_factory=set)
@@ -101,29 +132,51 @@ class Gathering:
     queue: deque[tuple[int, int]] = field(default_factory=deque)
     uses: dict[int, list[int]] = field(default_factory=dict)
     passed: list[int] = field(default_factory=lambda: [0])
+    deep: list[int] = field(default_factory=lambda: [0])
+    turns: int = 0
+    fetched: dict[str, list[tuple[int, ...]]] = field(default_factory=dict)
 
     def run(self) -> Gathered:
         """Follow every call."""
         opened = [call for call in self.calls if call.opens]
         for step, call in enumerate(opened):
             self.passed.append(self.passed[-1] + sum(self.numels[w] for w in call.weights))
+            self.deep.append(self.deep[-1] + call.below)
+            self.turns += call.where[0] == "forward"
             for weight in call.weights:
                 self.queue.append((weight, step))
                 self.uses.setdefault(weight, []).append(step)
         step = 0
+        self.idle = set(self.swapped & self.resident)
         for call in self.calls:
+            if self.idle and call.where not in self.codes:
+                self.codes[call.where] = sum(self.nbytes[w] for w in self.idle)
             if call.opens:
                 self._fetch(call, step)
                 step += 1
             else:
                 self._release(call, step)
             self._change(0, call)
-            if call.opens:
+            if call.opens and (call.weights or call.where in self.running):
                 self.running[call.where] = max(self.running.get(call.where, 0), self.live)
             self.left[call.where[:3]] = self.live
         return Gathered(
-            peaks=self.peaks, running=self.running, closing=self.closing, left=self.left
+            peaks=self.peaks,
+            running=self.running,
+            closing=self.closing,
+            left=self.left,
+            codes=self.codes,
+            beside=self._beside(),
+            fetched=self.fetched,
+            begun=Counter(call.where[0] for call in opened),
         )
+
+    def _beside(self) -> dict[tuple[str, int, int], Told]:
+        found: dict[tuple[str, int, int], list[int | str]] = {}
+        for where, peak in self.peaks.items():
+            told = found.setdefault(where[:3], [self.left[where[:3]]])
+            told += (where[3], self.running.get(where, -1), peak, self.codes.get(where, 0))
+        return {place: tuple(told) for place, told in found.items()}
 
     def _fetch(self, call: Call, step: int) -> None:
         missing = [w for w in call.weights if w not in self.gathered and w not in self.buckets]
@@ -159,6 +212,7 @@ class Gathering:
         flat = sum(self.nbytes[w] for w in weights)
         self.available += sum(self.numels[w] for w in weights)
         bucket = _Bucket(tuple(weights), set(weights), flat)
+        self.fetched.setdefault(call.where[0], []).append(bucket.weights)
         for weight in weights:
             self.buckets[weight] = bucket
         self._change(flat, call)
@@ -177,22 +231,63 @@ class Gathering:
             self._change(-bucket.flat, call)
 
     def _release(self, call: Call, step: int) -> None:
+        if self.swapped and (call.where[0] == "forward" or call.where[3].startswith(AGAIN)):
+            self._swap(call)
         for weight in call.weights:
             if call.where[0] == "backward":
                 self.closing[weight] = self.live
             self.active[weight] -= 1
-            if weight in self.resident or self.active[weight] or weight not in self.gathered:
-                continue
-            if self.fetched_for.get(weight, -1) > step or self._needed_soon(weight, step):
-                continue
-            self.gathered.discard(weight)
-            self.available -= self.numels[weight]
+            if self._goes(weight, call, step):
+                self._drop(weight, call)
+        if call.frees or self.seen:
+            self._let_go(call)
+
+    def _goes(self, weight: int, call: Call, step: int) -> bool:
+        """Whether a module's end frees it: nobody runs with it, or will soon."""
+        if weight in self.resident or self.active[weight] or weight not in self.gathered:
+            return False
+        if self.fetched_for.get(weight, -1) > step or self._needed_soon(weight, step):
+            return False
+        return not (call.leaf and self._meets_model(step))
+
+    def _let_go(self, call: Call) -> None:
+        """What a recomputation gathered, and what a function that has gone back held."""
+        if not call.where[3].startswith(AGAIN):
+            for weight in self.seen.intersection(call.weights):
+                self.seen.discard(weight)
+                self._change(-self.nbytes[weight], call)
+        for weight in self.frozen.intersection(call.frees):
+            if weight in self.gathered and not self.active[weight]:
+                self._drop(weight, call, viewed=weight in self.viewed)
+
+    def _drop(self, weight: int, call: Call, *, viewed: bool = False) -> None:
+        self.gathered.discard(weight)
+        self.available -= self.numels[weight]
+        if viewed:
+            self.seen.add(weight)
+        elif weight not in self.emptied:
             self._change(-self.nbytes[weight], call)
+        self.emptied.discard(weight)
+
+    def _swap(self, call: Call) -> None:
+        for weight in self.swapped.intersection(call.weights):
+            self.idle.discard(weight)
+            if weight in self.gathered and weight not in self.emptied:
+                self.emptied.add(weight)
+                self._change(-self.nbytes[weight], call)
 
     def _needed_soon(self, weight: int, step: int) -> bool:
         uses = self.uses[weight]
         at = bisect_left(uses, step)
         return at < len(uses) and self.passed[uses[at]] - self.passed[step] < self.limits.reuse
+
+    def _meets_model(self, step: int) -> bool:
+        """The search for a leaf's next use looks below every module: it ends with the whole model.
+
+        The model itself is the first to go back (``__params_to_release``).
+        """
+        ahead = self.deep[max(step, self.turns)] - self.deep[step]
+        return step <= self.turns and ahead < self.limits.reuse
 
     def _change(self, delta: int, call: Call) -> None:
         self.live += delta

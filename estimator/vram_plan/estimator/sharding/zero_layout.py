@@ -16,6 +16,9 @@ Key = tuple[int, int, str]
 """(link, layer, name) of a block's weight; (−1, −1, name) outside the blocks."""
 Structure = tuple["LinkShape", ...]
 _FIRST = frozenset({"self_attn", "mlp"})
+_LEAVES = frozenset({"mixtral", "qwen2_moe", "qwen3_moe"})
+"""Models whose sparse feed-forward parts are one module for ZeRO 3 (DeepSpeed 0.19.8
+``runtime/zero/leaf_module_config.py`` DEFAULT_LEAF_MODULE_CLASSES)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +27,7 @@ class Piece:
 
     Attributes:
         numel: elements, those of a size class stretched to its nominal size.
-        itemsize: bytes of one as DeepSpeed holds it (0.5 for 4-bit codes).
+        itemsize: bytes of one as DeepSpeed holds it.
         trainable: a gradient is made for it.
         link: index of its segment in the chain.
         layer: which of the segment's repetitions.
@@ -32,7 +35,7 @@ class Piece:
     """
 
     numel: int
-    itemsize: float
+    itemsize: int
     trainable: bool
     link: int
     layer: int
@@ -45,18 +48,27 @@ class ParamShape:
 
     name: str
     numel: int
-    itemsize: float
+    itemsize: int
     trainable: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinkShape:
-    """One segment of the chain; ``returns`` says that a gradient passes back through it."""
+    """One segment of the chain.
+
+    Attributes:
+        layered: it is a block, or several.
+        count: how many.
+        repeats: they run with another's weights.
+        returns: a gradient passes back through it.
+        leaf: path of the module that ZeRO 3 does not look into; nothing where there is none.
+    """
 
     layered: bool
     count: int
     repeats: bool
     returns: bool
+    leaf: str
     params: tuple[ParamShape, ...]
 
 
@@ -147,7 +159,11 @@ def _layout(structure: Structure) -> Layout:
 
 
 def layout_of(links: tuple[Link, ...], *, scale: float, width: int, code: float) -> Layout:
-    """The layout of a chain; ``code`` are the bytes of a quantized weight's element."""
+    """The layout of a chain; of a quantized weight, ``code`` bytes an element, it has the codes.
+
+    Those of 4 bits are packed in pairs into a tensor of bytes (bitsandbytes 0.50.2
+    ``bitsandbytes/functional.py`` quantize_4bit), and bytes are the elements that DeepSpeed counts.
+    """
     return _layout(
         tuple(
             LinkShape(
@@ -155,11 +171,16 @@ def layout_of(links: tuple[Link, ...], *, scale: float, width: int, code: float)
                 count=link.count,
                 repeats=link.segment.repeats,
                 returns=bool(link.cost.backward),
+                leaf=leaf_of(link),
                 params=tuple(
                     ParamShape(
                         name=param.name,
-                        numel=round(param.numel * (1.0 if param.added else scale)),
-                        itemsize=code if param.packed else width,
+                        numel=round(
+                            param.numel
+                            * (1.0 if param.added else scale)
+                            * (code if param.packed else 1.0)
+                        ),
+                        itemsize=1 if param.packed else width,
                         trainable=param.trainable,
                     )
                     for param in link.cost.params
@@ -219,6 +240,13 @@ def _arrivals(
 
 def _waits(order: tuple[Piece, ...], r: Reduction) -> Piece | None:
     return order[r.end] if r.end < len(order) else None
+
+
+def leaf_of(link: Link) -> str:
+    """Path of the module within a block that ZeRO 3 does not look into."""
+    if link.run is None or link.run.spec.model_type not in _LEAVES:
+        return ""
+    return "mlp" if any(param.name.startswith("mlp.gate.") for param in link.cost.params) else ""
 
 
 def _norms_last(link: LinkShape) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from vram_plan.estimator.forward import Forward
-from vram_plan.estimator.sharding.zero_calls import AGAIN
+from vram_plan.estimator.sharding.zero_gather import AGAIN
 from vram_plan.estimator.simulate import Bytes, Run, play
 from vram_plan.estimator.tape import Node, Storage, Tensor
 
@@ -65,10 +65,11 @@ def profile(run: Run) -> Profile:
         return out
 
     play(replace(run, segment=replace(run.segment, run=watched)), watcher)
+    loud = watcher.loud - (watcher.mute if run.segment.kind == "embedding" else set())
     return Profile(
         forward=watcher.spans["forward"],
         backward=watcher.spans["backward"],
-        silent=frozenset(watcher.spans["forward"]) - watcher.loud - _asked(run, watcher) - {""},
+        silent=frozenset(watcher.spans["forward"]) - loud - _asked(run, watcher) - {""},
     )
 
 
@@ -84,6 +85,8 @@ class _Watcher:
     Attributes:
         made: tensors made before each module of the first forward pass began.
         nodes: nodes recorded before each module began, in the pass that records them.
+        mute: modules whose first operator, a table's lookup, records nothing; sums of lookups are
+            not theirs, but those of the module around them.
     """
 
     f: Forward | None = None
@@ -95,6 +98,8 @@ class _Watcher:
     nodes: list[int] = field(default_factory=list)
     owners: list[str] = field(default_factory=list)
     loud: set[str] = field(default_factory=set)
+    mute: set[str] = field(default_factory=set)
+    births: dict[str, int] = field(default_factory=dict)
     seen: int = 0
     spans: dict[str, Spans] = field(default_factory=lambda: {"forward": {}, "backward": {}})
 
@@ -119,6 +124,8 @@ class _Watcher:
         module = self._running() if self.inside else self._going_back()
         if self.inside and self.place == "backward":
             module = AGAIN + module
+        if self.inside:
+            self._hear(module)
         meter = self.f.t.meter
         spans = self.spans[self.place]
         span = spans.get(module)
@@ -128,6 +135,15 @@ class _Watcher:
             spans[module] = Span(begin, dict(meter.by_component))
         elif meter.live > sum(span.fullest.values()):
             span.fullest = dict(meter.by_component)
+
+    def _hear(self, module: str) -> None:
+        """When a second tensor is made, the first operator has recorded its node, or none."""
+        assert self.f is not None
+        self.births[module] = self.births.get(module, 0) + 1
+        if self.births[module] == 2 and module in self.owners:
+            begun = self.nodes[self.owners.index(module)]
+            if len(self.f.t.nodes) == begun:
+                self.mute.add(module)
 
     def died(self, storage: Storage) -> None:
         """Its last reference is gone."""

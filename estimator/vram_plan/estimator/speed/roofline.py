@@ -45,7 +45,7 @@ def kernel_seconds(kernel: Kernel, gpu: GpuSpec, curves: Curves) -> float:
 
 def reached_flops(kernel: Kernel, gpu: GpuSpec, curves: Curves) -> float:
     """Operations per second of a kernel that computes."""
-    return peak_flops(gpu, kernel.itemsize) * _share(kernel, curves)
+    return peak_flops(gpu, kernel.itemsize, kernel.dtype) * _share(kernel, curves)
 
 
 def _share(kernel: Kernel, curves: Curves) -> float:

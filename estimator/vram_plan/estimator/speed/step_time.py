@@ -17,6 +17,7 @@ from vram_plan.estimator.speed.bubble import ratio
 from vram_plan.estimator.speed.cores import of_a_rank
 from vram_plan.estimator.speed.exposure import exposed
 from vram_plan.estimator.speed.flash import for_kernels
+from vram_plan.estimator.speed.fp8 import in_16_bits, in_fp8, recipe_of
 from vram_plan.estimator.speed.optimizer_step import optimizer_seconds
 from vram_plan.estimator.speed.phases import Passing, chain_work, passing
 from vram_plan.estimator.speed.roofline import peak_flops
@@ -129,20 +130,23 @@ def step_work(config: TrainConfig) -> StepWork:
     Raises:
         NotModelled: when the catalogue lacks a rate that a transfer needs.
     """
-    passes = run_passes(config, keeps_gradients=config.grad_accum == 1)
+    plain = in_16_bits(config)
+    passes = run_passes(plain, keeps_gradients=config.grad_accum == 1)
     whole = chain_work(passes.links)
     parts: tuple[Work, ...] = (whole,)
     if config.pp > 1:
-        parts = tuple(chain_work(rank.passes.links) for rank in stages(config, passes))
-    return StepWork(
+        parts = tuple(chain_work(rank.passes.links) for rank in stages(plain, passes))
+    work = StepWork(
         config=config,
         stages=parts,
         whole=whole,
         scale=passes.inventory.scale,
         updated=passes.inventory.numel(trainable=True) / config.pp / sharing(config),
         tensors=passes.inventory.tensors(trainable=True) / config.pp,
-        transfers=transfers(config),
+        transfers=transfers(plain),
     )
+    recipe = recipe_of(config)
+    return in_fp8(work, recipe) if recipe else work
 
 
 def time_of(work: StepWork, gpu: GpuSpec, curves: Curves) -> StepTime:

@@ -44,6 +44,7 @@ class Kernel:
         needed: operations that the method needs (no masked scores, nothing twice).
         bytes: read and written.
         itemsize: bytes per element of the factors; 0 without products.
+        dtype: of the factors where bytes do not tell it (``fp8``, ``fp4``).
         shape: products in the batch, rows, inner and columns of each; empty without products.
     """
 
@@ -53,6 +54,7 @@ class Kernel:
     needed: float = 0.0
     bytes: float = 0.0
     itemsize: int = 0
+    dtype: str = ""
     shape: tuple[int, ...] = ()
 
 

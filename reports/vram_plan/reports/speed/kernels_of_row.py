@@ -5,19 +5,18 @@ llm-foundry's tables were made by its ``scripts/train/benchmarking/submit_benchm
 commands of ``sweep.sh`` give none. Those of the table for 128 H100 and more are in ``sweep.py`` (@
 5e85bd62): ``flash``, by then flash-attn 2.4.2, but for 13b and 30b.
 
-Linear layers in fp8 are torchao's under torchtitan, scaled by tensor unless the notes say by row,
-and Transformer Engine's elsewhere: with delayed scaling (its default, NeMo's and Composer's), in
-Megatron-Bridge's tables with current scaling (``FP8-CS``). Recipes of both trainers divide the
-sequence among the tensor ranks (NVIDIA/NeMo @ 0189a3b3 ``nemo/collections/llm/recipes``).
+Recipes of NeMo and of Megatron-Bridge divide the sequence among the tensor ranks (NVIDIA/NeMo @
+0189a3b3 ``nemo/collections/llm/recipes``).
 """
 
 from __future__ import annotations
 
 from vram_plan.estimator.speed.flash import TRITON
-from vram_plan.estimator.speed.fp8 import BY_ROW, BY_TENSOR, CURRENT, DELAYED, Recipe
+from vram_plan.estimator.speed.fp8 import Recipe, recipe_named
 from vram_plan.profiles.gpus import GpuSpec
 from vram_plan.profiles.measured import Row
 from vram_plan.profiles.stack import Stack
+from vram_plan.reports.validate.precision_of_row import recipe_of_row as name_of_recipe
 
 __all__ = ["divides_sequence", "recipe_of_row", "with_kernels"]
 
@@ -42,15 +41,16 @@ def divides_sequence(row: Row) -> bool:
 
 
 def recipe_of_row(row: Row, gpu: GpuSpec) -> Recipe | None:
-    """How a row casts to fp8; None where it does not.
+    """How a row casts to 8 or 4 bits; None where it does not.
 
     Raises:
-        ValueError: on cards of which no 16-bit row says what anything reaches.
+        ValueError: on cards that have no such products.
     """
-    if row.precision != "fp8":
+    if row.precision not in {"fp8", "mxfp8", "nvfp4"}:
         return None
-    if gpu.architecture != "Hopper":
-        raise ValueError(f"fp8 products of {gpu.architecture} are not timed")
-    if row.trainer == "torchtitan":
-        return BY_ROW if "rowwise" in (row.notes or "") else BY_TENSOR
-    return CURRENT if row.trainer == "megatron-bridge" else DELAYED
+    name = "te-nvfp4" if row.precision == "nvfp4" else name_of_recipe(row)
+    engine = (row.engine or "").startswith("megatron")
+    recipe = recipe_named(name, gpu, kept=engine, compiled=True)
+    if recipe.dtype not in gpu.peak_flops:
+        raise ValueError(f"{gpu.name} has no {recipe.dtype} products")
+    return recipe

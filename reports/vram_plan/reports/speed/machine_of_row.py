@@ -2,7 +2,8 @@
 
 A card whose form factor is not stated is the SXM module where eight of them are in one machine:
 that is a board with NVLink switches, and its links decide how fast collectives are. The network is
-the one that the notes state, or that of a machine which a source's cards stand in.
+the one that the notes state, or that of a machine which a source's cards stand in. GB200 and GB300
+stand in racks whose 72 GPUs share one NVLink domain.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ _MACHINES = {
     ("bigscience", "v100-16gb"): "jean-zay-v100-16gb",
 }
 """Family of sources and card as stated → the machine: all of BigScience's runs were on Jean Zay."""
+_RACKS = frozenset({"gb200", "gb300"})
+_RACK = 72
+"""GPUs of a rack (https://www.nvidia.com/en-us/data-center/gb200-nvl72/)."""
 _WHOLE = re.compile(r"([0-9]+) Gbps node-node")
 _PORTS = re.compile(r"([0-9]+) x ([0-9]+) Gb")
 
@@ -35,6 +39,8 @@ def machine_of_row(row: Row, gpu: GpuSpec) -> dict[str, Any]:
     if known is not None:
         machine = find_node(known)
         return {"gpu": find_gpu(machine.gpu or ""), "node": machine}
+    if gpu.name in _RACKS and row.gpus is not None and row.gpus <= _RACK:
+        return {"gpu": gpu, "node": default_node(gpu, row.gpus), "gpus_per_node": row.gpus}
     if (row.gpus_per_node or row.gpus or 1) >= _BOARD:
         gpu = load_gpus().get(f"{gpu.name}-sxm", gpu)
     options: dict[str, Any] = {"gpu": gpu}

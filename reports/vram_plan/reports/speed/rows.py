@@ -22,7 +22,8 @@ from vram_plan.reports.validate.options_of_row import options_of_row
 
 __all__ = ["Timed", "TimedRows", "read_timed", "seconds_of_row"]
 
-_PRECISIONS = frozenset({"bf16", "fp16", "fp32", "fp8"})
+_NARROW = frozenset({"fp8", "mxfp8", "nvfp4"})
+_PRECISIONS = frozenset({"bf16", "fp16", "fp32"}) | _NARROW
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +99,10 @@ def _timed(row: Row) -> Timed:
 
 def _in_16_bits(row: Row) -> Row:
     """The same run with the linear layers' products in bf16, as the plan has them."""
-    return replace(row, precision="bf16") if row.precision == "fp8" else row
+    if row.precision not in _NARROW:
+        return row
+    weights = "bf16" if row.weights_dtype == "fp8" else row.weights_dtype
+    return replace(row, precision="bf16", weights_dtype=weights)
 
 
 def _refuse(row: Row) -> None:

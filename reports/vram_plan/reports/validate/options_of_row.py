@@ -17,8 +17,8 @@ from vram_plan.profiles.measured_row import Row
 from vram_plan.profiles.model import ModelSpec
 from vram_plan.profiles.nodes import find_node
 from vram_plan.reports.validate.lora_names import lora_targets
+from vram_plan.reports.validate.precision_of_row import precision_of_row
 from vram_plan.reports.validate.source_facts import (
-    AUTOCASTS,
     DROPOUTS,
     LENGTHS,
     NODES,
@@ -46,11 +46,8 @@ _FUSED_ADAMW = frozenset({"torchtune"})
 ``recipes/configs/llama3_2/3B_lora_single_device.yaml`` and its like)."""
 _ATTENTIONS = {"xformers": "sdpa"}
 """xFormers' memory-efficient kernel is the one that SDPA dispatches to, and saves the same."""
-_PRECISIONS = {"tf32": "fp32"}
-_HIGH_PRECISION_SAVED = frozenset({"torchtitan"})
-"""Loops whose fp8 layers (torchao's ``Float8Linear``) keep input and weight in 16 bits for the
-backward pass and cast anew (``torchao/float8/float8_linear.py`` ``matmul_with_hp_or_float8_args``),
-so that their memory is that of bf16."""
+_NAMES = {"megatron-fsdp": "megatron"}
+"""Engines that are another one's with ``--fsdp``."""
 _WITHOUT_KBIT_PREPARATION = frozenset({"litgpt", "torchtune", "fsdp_qlora", "torchtitan"})
 """Training loops that do not call PEFT's ``prepare_model_for_kbit_training``."""
 _OBJECTIVES = frozenset({None, "lm", "mlm", "seq2seq", "classification", "regression"})
@@ -128,41 +125,6 @@ def _unprepared(row: Row) -> bool:
     return said or row.trainer in _WITHOUT_KBIT_PREPARATION
 
 
-def _precision(row: Row, model: ModelSpec) -> Options:
-    precision = _PRECISIONS.get(row.precision or "", row.precision)
-    if precision == "fp8" and row.trainer in _HIGH_PRECISION_SAVED:
-        precision = "bf16"
-    if precision is not None and precision not in choices.PRECISIONS:
-        raise ValueError(f"precision {precision} cannot be planned")
-    if row.weights_dtype is not None and row.weights_dtype not in choices.WEIGHTS_DTYPES:
-        raise ValueError(f"weights dtype {row.weights_dtype} cannot be planned")
-    options: Options = {"precision": precision, "weights_dtype": row.weights_dtype}
-    _wide_states(row)
-    given = {
-        "amp": _amp(row),
-        "master_dtype": row.master_dtype,
-        "grad_dtype": row.grad_dtype,
-        "state_dtype": row.state_dtype,
-    }
-    return options | {name: value for name, value in given.items() if name in _FIELDS}
-
-
-def _amp(row: Row) -> bool | None:
-    if row.autocast is None and row.trainer in AUTOCASTS:
-        return True if row.engine in {"torch", "ddp", "device-map", "ddp+device-map"} else None
-    return row.autocast
-
-
-def _wide_states(row: Row) -> None:
-    """Refuse narrow master weights or moments under engines that are planned to hold fp32 ones."""
-    if row.engine not in choices.ZERO_ENGINES:
-        return
-    for name in ("master_dtype", "state_dtype"):
-        if getattr(row, name) not in {None, "fp32"} and name not in _FIELDS:
-            said = name.replace("_", " ")
-            raise ValueError(f"{said} {getattr(row, name)} with {row.engine} cannot be planned")
-
-
 def _optimizer(row: Row, model: ModelSpec) -> Options:
     name = _OPTIMIZERS.get(row.optimizer or "", row.optimizer)
     if name == "adamw" and row.trainer in _FUSED_ADAMW:
@@ -178,6 +140,7 @@ def _engine(row: Row, model: ModelSpec) -> Options:
         engine = "device-map"
     if row.sharding == "no-shard":
         engine = "ddp"  # FSDP without shards: whole weights, gradients and states on every rank
+    engine = _NAMES.get(engine, engine)
     if engine not in choices.ENGINES:
         raise ValueError(f"engine {engine} cannot be planned")
     options: Options = {"engine": engine}
@@ -187,7 +150,7 @@ def _engine(row: Row, model: ModelSpec) -> Options:
         options["zero"] = row.zero_stage
         if engine == "megatron-deepspeed" and row.grad_dtype == "fp32":
             options["zero_sizes"] = ZeroSizes(grad_accum_bytes=4)
-    if engine in {"fsdp1", "fsdp2"}:
+    if engine in {"fsdp1", "fsdp2"} or row.engine in _NAMES:
         options["fsdp"] = row.sharding
     return options
 
@@ -290,7 +253,7 @@ _TAKE: tuple[Callable[[Row, ModelSpec], Options], ...] = (
     _objective,
     _method,
     _quantized,
-    _precision,
+    precision_of_row,
     _optimizer,
     _engine,
     _scale,

@@ -14,6 +14,7 @@ from vram_plan.reports.validate.model_of_row import model_of_row
 from vram_plan.reports.validate.options_of_row import options_of_row
 from vram_plan.reports.validate.outcomes import Outcome, judge_outcome
 from vram_plan.reports.validate.timing import compare_speed
+from vram_plan.reports.validate.unplanned import refuse_unstated_memory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +63,7 @@ class Planner:
         Raises:
             ValueError: when the plan cannot express it.
         """
+        refuse_unstated_memory(row)
         model = model_of_row(row)
         config = resolve(model, options_of_row(row, model))
         key = (config, stage)

@@ -5,14 +5,25 @@ Loops by the rows' ``trainer``, sources by their family or file; each with the f
 
 from __future__ import annotations
 
+_OVERLAPPED = (
+    "NVIDIA/Megatron-LM@d98e8a64d:tests/functional_tests/test_cases/gpt/"
+    "gpt3_weekly_mcore_tp2_pp2_current_scaling_native_fp8_tp_pp_sp_tp_overlap"
+)
+_DGX = ("h100", "gb200")
 REQUIRED = {
+    **{f"{_OVERLAPPED}/golden_values_dev_dgx_{gpu}.json": "tp-comm-overlap=1" for gpu in _DGX},
     "modelscope/ms-swift@b40f31df7^:docs/source_en/LLM/Benchmark.md": (
         "transformers=4.36;peft=0.7.1;accelerate=0.25"
     ),
+    "AnswerDotAI/fsdp_qlora@05ed9f2a6:benchmarks_03_2024.md": (
+        "transformers=4.38;peft=0.9;bitsandbytes=0.43.0"
+    ),
 }
-"""Libraries that a source leaves unsaid and its repository pins: ms-swift @ 97e4d198b, where these
-readings were first written down (January 2024), ``requirements/framework.txt`` allows transformers
-below 4.37 and peft below 0.8; 0.25 was Accelerate's last release before."""
+"""Libraries that a source leaves unsaid and its repository pins, and switches of its run's file
+(NVIDIA/Megatron-LM @ d98e8a64 ``model_config.yaml`` beside the figures). ms-swift @ 97e4d198b,
+where these readings were first written down (January 2024): ``requirements/framework.txt`` allows
+transformers below 4.37 and peft below 0.8; 0.25 was Accelerate's last release before. fsdp_qlora
+ran in February and March 2024 on what pip gave then; bitsandbytes 0.43.0 is its README's."""
 AUTOCASTS = frozenset({"ms-swift"})
 """Loops that leave no choice but ``bf16=True`` or ``fp16=True`` of transformers' Trainer, which is
 autocast (modelscope/ms-swift @ 97e4d198b ``swift/llm/sft.py``, ``select_dtype``)."""
@@ -27,3 +38,11 @@ NODES = {("bigscience", "a100-80gb-sxm"): "jean-zay-a100"}
 """Family of sources and GPU → the machine, where it is no usual one."""
 ONE_GROUP = frozenset({"TheBloke/Llama-2-70B-GPTQ", "TheBloke/Mixtral-8x7B-Instruct-v0.1-GPTQ"})
 """GPTQ checkpoints whose ``quantize_config.json`` says ``group_size: -1`` (branch main)."""
+FP8_RECIPES = {
+    "examples/megatron/fp8/benchmark.sh": "te-blockwise",
+    "megatron-bridge": "te-current",
+}
+"""Recipe of 8-bit products by file or loop: the script's ``--fp8_recipe blockwise`` (modelscope/
+ms-swift @ 3602360a5), Megatron-Bridge's tables of current scaling (``FP8-CS``)."""
+FP8_WEIGHTS = frozenset({"examples/megatron/fp8/benchmark.sh"})
+"""Files that hold weights of linear layers in 8 bits alone (``--fp8_param_gather true``)."""

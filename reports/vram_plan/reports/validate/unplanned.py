@@ -6,7 +6,7 @@ import re
 
 from vram_plan.profiles.measured_row import Row
 
-__all__ = ["refuse_unplanned"]
+__all__ = ["refuse_unplanned", "refuse_unstated_memory"]
 
 PLANNED_RECOMPUTATION = frozenset({"core_attn"})
 """What ``--checkpointing selective`` recomputes with Megatron's modules: ``--recompute-modules``'
@@ -19,6 +19,22 @@ written in fp32: pull request 755 turned that off in December 2024, and 1033 of 
 loss's builder compile it again (``torchtitan/components/loss.py`` ``build_cross_entropy_loss``);
 readings with this commit are of June 2025."""
 _TITAN = re.compile(r"torchtitan=(\w+)")
+
+
+_UNSTATED = re.compile(
+    "recompute not printed|recompute, offload and kernels are in the linked recipe"
+)
+"""How tables of speeds that leave recomputation out are noted."""
+
+
+def refuse_unstated_memory(row: Row) -> None:
+    """Refuse to plan the memory of a run whose table does not say what it recomputes.
+
+    Raises:
+        ValueError: saying so.
+    """
+    if row.checkpointing is None and _UNSTATED.search(row.notes or ""):
+        raise ValueError("what is recomputed is not stated, and decides about memory")
 
 
 def refuse_unplanned(row: Row) -> None:

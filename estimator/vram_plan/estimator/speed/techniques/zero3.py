@@ -16,13 +16,12 @@ has enough to do the hooks hide behind it.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
 from functools import lru_cache
 
-from vram_plan.estimator.config import TrainConfig
+from vram_plan.estimator.sharding.zero3_gathered import followed
 from vram_plan.estimator.sharding.zero_bucket import reductions
-from vram_plan.estimator.sharding.zero_calls import Course, module_calls
-from vram_plan.estimator.sharding.zero_gather import Call, Gathering, Limits
+from vram_plan.estimator.sharding.zero_calls import Course
+from vram_plan.estimator.sharding.zero_gather import Gathered
 from vram_plan.estimator.sharding.zero_layout import Layout
 from vram_plan.estimator.sharding.zero_parts import Shares
 from vram_plan.estimator.speed.payload import collective, data_group
@@ -32,20 +31,9 @@ from vram_plan.estimator.speed.transfer import Transfer
 HOOK_SECONDS = 0.107 / 176
 """Host time for a module that begins: that model has seven modules with weights a layer and four
 more, each beginning once forward and once backward; 12 ms of the step are the GPU's."""
+_PASSES = ("forward", "backward")
 Gathers = dict[str, tuple[tuple[float, int], ...]]
 """Pass → (bytes, how many) of its all-gathers."""
-
-
-@dataclass(slots=True)
-class _Counted(Gathering):
-    """Notes every all-gather."""
-
-    log: dict[str, list[int]] = field(default_factory=lambda: {"forward": [], "backward": []})
-
-    def _gather(self, weights: list[int], call: Call) -> None:
-        if weights:
-            self.log[call.where[0]].append(sum(self.nbytes[w] for w in weights))
-        Gathering._gather(self, weights, call)
 
 
 def transfers(shares: Shares) -> tuple[Transfer, ...]:
@@ -79,29 +67,18 @@ def _small_bytes(layout: Layout, threshold: int) -> float:
 
 def _hooks(shares: Shares) -> list[Transfer]:
     config = shares.config
-    begun = _begun(shares.layout, checkpointed=config.checkpointing in {"full", "offload"})
+    begun = _followed(shares).begun
     return [
         Transfer(
             name=f"hooks around every module ({phase})",
             part="host work of ZeRO-3",
             bytes=0,
-            seconds=HOOK_SECONDS * count * config.grad_accum,
+            seconds=HOOK_SECONDS * begun.get(phase, 0) * config.grad_accum,
             overlaps=phase,
-            count=count * config.grad_accum,
+            count=begun.get(phase, 0) * config.grad_accum,
         )
-        for phase, count in begun
+        for phase in _PASSES
     ]
-
-
-@lru_cache(maxsize=256)
-def _begun(layout: Layout, *, checkpointed: bool) -> tuple[tuple[str, int], ...]:
-    """Modules that begin in each pass; those of recomputation count to the backward pass."""
-    calls = Counter(
-        call.where[0]
-        for call in module_calls(layout, Course(checkpointed=checkpointed))
-        if call.opens
-    )
-    return tuple((phase, calls[phase]) for phase in ("forward", "backward"))
 
 
 def _reductions(shares: Shares) -> tuple[Transfer, ...]:
@@ -123,39 +100,22 @@ def bucket_bytes(layout: Layout, width: int, bucket: int) -> tuple[float, ...]:
 
 def gathered(shares: Shares) -> Gathers:
     """Bytes of every all-gather of one micro-batch."""
-    config = shares.config
-    return _follow(
-        shares.layout,
-        _limits(config),
-        config.zero_sizes.stage3_param_persistence_threshold,
-        checkpointed=config.checkpointing in {"full", "offload"},
-    )
-
-
-def _limits(config: TrainConfig) -> Limits:
-    sizes = config.zero_sizes
-    return Limits(
-        prefetch=sizes.stage3_prefetch_bucket_size,
-        live=sizes.stage3_max_live_parameters,
-        reuse=sizes.stage3_max_reuse_distance,
-    )
+    return _gathers(shares.layout, _followed(shares))
 
 
 @lru_cache(maxsize=256)
-def _follow(layout: Layout, limits: Limits, resident: int, *, checkpointed: bool) -> Gathers:
-    pieces = layout.pieces
-    counted = _Counted(
-        numels=[piece.numel for piece in pieces],
-        nbytes=[round(piece.numel * piece.itemsize) for piece in pieces],
-        resident=frozenset(n for n, piece in enumerate(pieces) if piece.numel <= resident),
-        limits=limits,
-        calls=list(module_calls(layout, Course(checkpointed=checkpointed))),
-    )
-    counted.run()
-    log = {
-        phase: Counter(float(nbytes) for nbytes in found) for phase, found in counted.log.items()
-    }
-    return {phase: tuple(found.items()) for phase, found in log.items()}
+def _gathers(layout: Layout, followed: Gathered) -> Gathers:
+    sizes = [piece.numel * piece.itemsize for piece in layout.pieces]
+    found: Gathers = {}
+    for phase in _PASSES:
+        each = (sum(sizes[n] for n in weights) for weights in followed.fetched.get(phase, ()))
+        found[phase] = tuple(Counter(float(nbytes) for nbytes in each).items())
+    return found
+
+
+def _followed(shares: Shares) -> Gathered:
+    checkpointed = shares.config.checkpointing in {"full", "offload"}
+    return followed(shares, Course(checkpointed=checkpointed))
 
 
 def gathered_bytes(shares: Shares) -> dict[str, float]:
