@@ -1,5 +1,6 @@
 """Selective checkpointing and leaves of the graph: the closed form beside the tracer."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -84,3 +85,17 @@ def test_a_loss_that_is_a_module_makes_logits() -> None:
         e.block for e in trace.events if "log_softmax" in e.block.op and e.block.phase == "loss"
     ]
     assert {block.component for block in made} == {"logits"}
+
+
+def test_a_shared_bias_under_sdpa_is_refused() -> None:
+    """Where the real libraries fail, on real tensors."""
+    options = BASE | {"checkpointing": "selective", "attention": "sdpa", "method": "qlora"}
+    options |= {"precision": "bf16", "weights_dtype": "fp32", "quantization": "nf4"}
+    with pytest.raises(ValueError, match="choose eager"):
+        resolve(from_hf_config(MT5, name="test", source="test"), options)
+    config = resolve(
+        from_hf_config(MT5, name="test", source="test"), options | {"attention": "eager"}
+    )
+    broken = replace(trace_config(config, MT5), attention="sdpa", rules="cpu", device="cpu")
+    with pytest.raises(RuntimeError, match="not found in storage"):
+        trace_step(broken)

@@ -96,6 +96,7 @@ class Cost:
         left_late: bytes of gradients that it leaves for the first block, which made its prefix.
         early: bytes of weight gradients that the loss itself makes.
         with_loss: what a part of the loss that is made of weights holds beside ``saved``.
+        returned: bytes of the logits that the model returns, where ``saved`` lacks them.
         waiting: such bytes where a gradient is there already: they wait for the segment's own,
             and are added to it in place.
         keeps_input: its input is among what it keeps.
@@ -118,6 +119,7 @@ class Cost:
     left_late: int = 0
     early: int = 0
     with_loss: Bytes = field(default_factory=dict)
+    returned: int = 0
     waiting: int = 0
     keeps_input: bool = False
     keeps_output: bool = False

@@ -60,7 +60,8 @@ def held_with_loss(f: Forward, kind: str) -> Bytes:
 
     Of every such weight W of rank r: ``W @ W.T`` keeps both factors, which are copies under
     autocast alone, and the norm its argument (r × r) and its result. The head stands for what is
-    there once: the last product and the identity matrix, three scalars, the returned logits.
+    there once: the last product and the identity matrix, later two steps of the norm's derivative,
+    and three scalars.
     """
     rank = getattr(f.how.method, "rank", 0)
     itemsize = LOW_BYTES if f.how.autocast else f.how.adapter_bytes
@@ -69,7 +70,7 @@ def held_with_loss(f: Forward, kind: str) -> Bytes:
         found["temporaries"] += 2 * _rounded(p.numel * LOW_BYTES) if f.how.autocast else 0
         found["logits"] += square + ROUNDING_BYTES
     if kind == "head":
-        found["logits"] += 2 * square + 3 * ROUNDING_BYTES + f.returned.beside_saved
+        found["logits"] += 2 * square + 3 * ROUNDING_BYTES
     return found
 
 

@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from vram_plan.estimator import choices
 from vram_plan.estimator.config import TrainConfig
 
+_ONE_BIAS = frozenset({"t5", "mt5"})
+"""Models whose first block makes the position bias of all blocks."""
+
 
 def refused_kernels(config: TrainConfig) -> Iterator[str]:
     """Attention kernels that the model's class in transformers does not have."""
@@ -27,6 +30,20 @@ def refused_kernels(config: TrainConfig) -> Iterator[str]:
         )
     if family in choices.WITHOUT_SDPA and kernel == "sdpa":
         yield f"--attention sdpa: transformers' {family} lacks it; choose flash or eager"
+    if family in _ONE_BIAS and config.quantization != "none" and config.autocast:
+        yield from _casts_again(config)
+
+
+def _casts_again(config: TrainConfig) -> Iterator[str]:
+    """Torch 2.13.0 ``_CachedTorchDispatchMode``: a second pass with more casts than the first.
+
+    Seen on real CPU tensors with transformers 5.23.0 and bitsandbytes 0.50.2.
+    """
+    if config.checkpointing == "selective" and config.attention == "sdpa":
+        yield (
+            f"--checkpointing selective with --attention sdpa: torch fails on a quantized "
+            f"{config.model.model_type} under autocast; choose eager, or --checkpointing full"
+        )
 
 
 def refused_losses(config: TrainConfig) -> Iterator[str]:

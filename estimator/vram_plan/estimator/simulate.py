@@ -50,9 +50,7 @@ def play(run: Run, watcher: Watcher | None = None, work: WorkLog | None = None) 
     meter, recomputes = f.t.meter, run.checkpoint in RECOMPUTED
     borrowed = Borrowed(f.t, run.carried)
     entered = [_entered(f, run)]
-    given = entered[0].storage
-    held = weakref.ref(given) if given is not None else None
-    del given
+    held = weakref.ref(entered[0].storage) if entered[0].storage is not None else None
     if work is not None:
         f.t.work, work.tape = work, f.t
     leaf = entered[0].node if watcher else None
@@ -62,7 +60,7 @@ def play(run: Run, watcher: Watcher | None = None, work: WorkLog | None = None) 
     if not recomputes:
         entered.clear()
     borrowed.leave(checkpointed=recomputes, to_host=run.checkpoint == "offload")
-    with_loss = held_with_loss(f, run.segment.kind)
+    with_loss, returned = held_with_loss(f, run.segment.kind), f.returned.beside_saved
     _tell(watcher, "casts", f, leaf)
     cast, saved = _leave_autocast(f)
     keeps_input = held is not None and held() is not None
@@ -101,6 +99,7 @@ def play(run: Run, watcher: Watcher | None = None, work: WorkLog | None = None) 
         left_late=left_late,
         early=early_gradients(f) if run.keeps_gradients else 0,
         with_loss=with_loss,
+        returned=returned,
         waiting=0 if run.keeps_gradients else early_gradients(f),
         keeps_input=keeps_input,
         keeps_output=isinstance(first.node, LeafVariable) and first.node.storage is not None,

@@ -112,22 +112,34 @@ def _all_moments(links: tuple[Link, ...]) -> Iterator[Moment]:
         earlier = _plus(earlier, cost.saved, link.count)
         cast = _plus(cast, cost.cast, link.count)
     if early or waiting_after[0]:
-        yield _regularized(links, _plus(earlier, cast, 1))
+        yield from _regularized(links, earlier, cast)
 
 
-def _regularized(links: tuple[Link, ...], kept: Bytes) -> Moment:
-    """The end of a loss of which a part is made of weights: its tape beside all the others."""
+def _regularized(links: tuple[Link, ...], kept: Bytes, cast: Bytes) -> Iterator[Moment]:
+    """A loss of which a part is made of weights: that part's tape beside all the others.
+
+    It is made last, while the caller still holds the logits, and goes back first.
+    """
     inside: Bytes = {}
     for link in links:
         inside = _plus(inside, link.cost.with_loss, link.count)
     head = links[-1]
-    return Moment(
+    where = _where(head, head.count - 1)
+    yield Moment(
         instant=LOSS,
-        where=_where(head, head.count - 1),
+        where=where,
+        earlier=_plus(kept, cast, 1),
+        inside=_plus(inside, {"logits": head.cost.returned}, 1),
+        gradients=0,
+        beside=head.beside_forward,
+    )
+    yield Moment(
+        instant=LOSS_BACKWARD,
+        where=where,
         earlier=kept,
         inside=inside,
         gradients=0,
-        beside=head.beside_forward,
+        beside=head.beside_backward,
     )
 
 

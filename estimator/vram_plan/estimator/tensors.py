@@ -247,5 +247,5 @@ def storages_in(values: Iterable[object]) -> Iterator[Storage]:
     for value in values:
         if isinstance(value, Storage):
             yield value
-        elif isinstance(value, tuple):
+        elif isinstance(value, tuple | list):
             yield from storages_in(value)

@@ -1,6 +1,6 @@
 """Matrix products of a weight: ``torch.nn.Linear`` and GPT-2's ``Conv1D``."""
 
-from vram_plan.estimator.tape import Node, Param, Tape, Tensor
+from vram_plan.estimator.tape import Node, Param, Storage, Tape, Tensor
 
 LOW_BYTES = 2
 """Bytes per element of what autocast casts to."""
@@ -22,12 +22,11 @@ def linear(
     trains, x_needs = weight.trainable, x.requires_grad
     biased, offset = bias is not None, edge_of(bias)
     copy = weight.copy.storage if isinstance(weight, AutocastWeight) and x_needs else None
-    kept = (x.storage if trains or keeps else None, copy)
+    kept: list[Storage | None] | None = [x.storage if trains or keeps else None, copy]
     x_numel, x_itemsize = x.numel, x.itemsize
     w_numel, w_itemsize = weight.numel, weight.itemsize
 
     def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
-        _ = kept
         dw = t.new(w_numel, w_itemsize, "gradients").view() if trains and not biased else None
         if t.work is not None and dw is not None:
             t.work.product((outputs, tokens, inputs), x_itemsize)
@@ -39,6 +38,8 @@ def linear(
             if t.work is not None:
                 t.work.product((outputs, tokens, inputs), x_itemsize)
         t.unpacked = []  # the function has returned when the engine sums (validate_outputs)
+        if kept:  # and what it saved is gone
+            kept.clear()
         db = t.new(outputs, grad.itemsize, "gradients") if offset else None
         return dx, dw, db
 
