@@ -8,7 +8,7 @@ from vram_plan.bench.trace import TraceConfig, trace_step
 from vram_plan.bench.translate import trace_config
 from vram_plan.estimator.planner import plan_config
 from vram_plan.estimator.resolve import resolve
-from vram_plan.estimator.step import BACKWARD_FIRST, EMBEDDING_BACKWARD, LOSS
+from vram_plan.estimator.step import BACKWARD_FIRST, EMBEDDING_BACKWARD, FORWARD, LOSS
 from vram_plan.profiles.hf_config import from_hf_config
 
 LLAMA = {
@@ -73,6 +73,20 @@ def test_a_loss_of_weights_has_its_own_tape(loss: str, precision: str) -> None:
     options = BASE | {"method": "adalora", "loss": loss, "precision": narrow, "micro_batch": 1}
     options |= {"weights_dtype": "fp32", "seq_len": 64, "lora_rank": 32}
     _same_in(LOSS, LLAMA, options | {"lora_targets": "all-linear"})
+
+
+WRITTEN: dict[str, dict[str, Any]] = {
+    "opt": {"model_type": "opt", "ffn_dim": 128, "word_embed_proj_dim": 64},
+    # A single key head is a view until the product with it copies.
+    "one key head": {"model_type": "starcoder2", "num_key_value_heads": 1},
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_scores_are_there_until_the_probabilities_are_cast(name: str) -> None:
+    """``softmax(scores, dtype=float32).to(query.dtype)`` is one expression."""
+    options = BASE | {"method": "lora", "precision": "fp16", "weights_dtype": "fp32"}
+    _same_in(FORWARD, LLAMA | WRITTEN[name], options | {"offload": "activations"})
 
 
 @pytest.mark.filterwarnings("ignore:The following .*_pattern keys did not match")

@@ -53,8 +53,12 @@ def written(
     product = batched_product(t, *factors, s.scores, s.head_dim)
     del factors
     weights = masked(t, product.moved(), how)
-    weights = softmax(t, weights, width_of(weights, how), half_to_float=s.half)
-    weights = cast(t, weights, itemsize)
+    width = width_of(weights, how)
+    if how.wide_softmax:  # one expression: the scores are there until the cast is
+        weights = cast(t, softmax(t, weights, width, half_to_float=s.half), itemsize)
+    else:
+        weights = softmax(t, weights, width, half_to_float=s.half)
+        weights = cast(t, weights, itemsize)
     weights = dropout(t, weights, s.dropout)
     numel = s.batch * s.heads * s.seq * s.value_dim
     out = batched_product(t, low(t, weights, how), factor(t, v, s, how, "v"), numel, s.kv_seq)
@@ -64,11 +68,11 @@ def written(
 def repeated(t: Tape, x: Tensor, s: Heads) -> Tensor:
     """``repeat_kv``: a copy for every query head that shares a key, but a view of a single head.
 
-    That view is copied by ``matmul`` all the same, unless there is only one sequence.
+    ``matmul`` copies that view, unless there is only one sequence.
     """
     if s.heads == s.kv_heads:
         return x
-    if s.batch > 1 or s.kv_heads > 1:
+    if s.kv_heads > 1:
         return repeat(t, x, s.heads // s.kv_heads)
     numel, itemsize = x.numel, x.itemsize
     out = Tensor(s.heads * numel, itemsize, x.storage)
@@ -100,8 +104,9 @@ def factor(t: Tape, x: Tensor, s: Heads, how: Written, name: str) -> Tensor:
 
     ``matmul`` reshapes its factors to three dimensions (``aten/src/ATen/native/LinearAlgebra.cpp``,
     torch 2.13.0), which copies unless batch and heads can be one dimension. Repeated heads are
-    laid out by heads already.
+    laid out by heads already, a single one's view is not.
     """
     x = low(t, x, how)
-    mixed = name in how.copied and (name == "q" or s.heads == s.kv_heads)
+    single = name != "q" and s.kv_heads == 1 < s.heads
+    mixed = single or (name in how.copied and (name == "q" or s.heads == s.kv_heads))
     return copy(t, x) if mixed and s.batch > 1 and s.heads > 1 else x
