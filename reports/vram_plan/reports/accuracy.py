@@ -6,6 +6,7 @@ what stands there is what the rows say.
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -147,7 +148,9 @@ def put(text: str, section: str) -> str:
 
 def main(arguments: list[str]) -> int:
     """Write the section into the file named, ``README.md`` when none is."""
-    path = Path(arguments[0] if arguments else "README.md")
+    parser = argparse.ArgumentParser(prog="python -m vram_plan.reports.accuracy")
+    parser.add_argument("file", nargs="?", type=Path, default=Path("README.md"))
+    path: Path = parser.parse_args(arguments).file
     section = accuracy_section(validate(read_rows()), load_calibration())
     text = path.read_text(encoding="utf-8")
     path.write_text(put(text, section), encoding="utf-8")

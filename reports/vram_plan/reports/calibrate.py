@@ -10,6 +10,7 @@ and the coverage on groups of rows that the fit did not see.
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -205,12 +206,15 @@ def calibrate(validation: Validation) -> Calibration:
 
 
 def main(arguments: list[str]) -> int:
-    """Fit, write and report; the argument is another file to write to."""
+    """Fit, write and report."""
     from vram_plan.reports.source_folds import source_errors
 
+    parser = argparse.ArgumentParser(prog="python -m vram_plan.reports.calibrate")
+    parser.add_argument("output", nargs="?", type=Path, default=CALIBRATION_FILE)
+    output: Path = parser.parse_args(arguments).output
     validation = validate(read_rows())
     found = calibrate(validation)
-    write(found, Path(arguments[0] if arguments else CALIBRATION_FILE))
+    write(found, output)
     for fit in found.device.values():
         print(
             f"{fit.stratum:32} n {fit.rows:3}  fixed {fit.fixed_bytes / 2**30:5.2f} GiB  "
