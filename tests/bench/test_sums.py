@@ -75,6 +75,13 @@ def test_a_loss_of_weights_has_its_own_tape(loss: str, precision: str) -> None:
     _same_in(LOSS, LLAMA, options | {"lora_targets": "all-linear"})
 
 
+@pytest.mark.parametrize("gpus", [2, 8])
+def test_whole_gradients_go_before_all_shards_are_there(gpus: int) -> None:
+    """FSDP 2 copies them into a buffer, lets go of them and makes the shards then."""
+    options = BASE | {"method": "full", "precision": "fp32", "engine": "fsdp2", "gpus": gpus}
+    _same_in(EMBEDDING_BACKWARD, LLAMA | {"vocab_size": 20_000}, options | {"fsdp": "full-shard"})
+
+
 WRITTEN: dict[str, dict[str, Any]] = {
     "opt": {"model_type": "opt", "ffn_dim": 128, "word_embed_proj_dim": 64},
     # A single key head is a view until the product with it copies.

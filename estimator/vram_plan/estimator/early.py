@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from weakref import ReferenceType, ref
 
 from vram_plan.estimator.tape import ROUNDING_BYTES, Param, Storage, Tensor
+from vram_plan.estimator.tensors import rounded
 
 if TYPE_CHECKING:
     from vram_plan.estimator.costs import Bytes
@@ -46,7 +47,7 @@ class Returned:
 
 def early_gradients(f: Forward) -> int:
     """Their bytes in one segment."""
-    return sum(_rounded(p.numel * p.itemsize) for p in _regularized(f))
+    return sum(rounded(p.numel * p.itemsize) for p in _regularized(f))
 
 
 def await_early(f: Forward) -> None:
@@ -65,17 +66,13 @@ def held_with_loss(f: Forward, kind: str) -> Bytes:
     """
     rank = getattr(f.how.method, "rank", 0)
     itemsize = LOW_BYTES if f.how.autocast else f.how.adapter_bytes
-    square, found = _rounded(rank * rank * itemsize), {"temporaries": 0, "logits": 0}
+    square, found = rounded(rank * rank * itemsize), {"temporaries": 0, "logits": 0}
     for p in _regularized(f):
-        found["temporaries"] += 2 * _rounded(p.numel * LOW_BYTES) if f.how.autocast else 0
+        found["temporaries"] += 2 * rounded(p.numel * LOW_BYTES) if f.how.autocast else 0
         found["logits"] += square + ROUNDING_BYTES
     if kind == "head":
         found["logits"] += 2 * square + 3 * ROUNDING_BYTES
     return found
-
-
-def _rounded(nbytes: int) -> int:
-    return -(-nbytes // ROUNDING_BYTES) * ROUNDING_BYTES
 
 
 def _regularized(f: Forward) -> list[Param]:

@@ -28,7 +28,7 @@ from vram_plan.estimator.ops.quantized import FourBit
 from vram_plan.estimator.segment import Composition
 from vram_plan.estimator.simulate import RECOMPUTED
 from vram_plan.estimator.step import gradient_bytes, pass_entries
-from vram_plan.estimator.tape import ROUNDING_BYTES
+from vram_plan.estimator.tensors import rounded
 from vram_plan.estimator.treatment import Treatment
 from vram_plan.profiles import switches
 from vram_plan.profiles.model import ModelSpec
@@ -210,23 +210,23 @@ def _run_passes(model: ModelSpec, how: Treatment, shape: Shape, author: str = ""
     stays = shape.checkpoint != "page-out"  # what is saved goes to the host
     kept = [s for s in shared if not s.buffer and ((s.saved and stays) or (recomputes and s.given))]
     passing = [s for s in shared if not s.buffer and s not in kept]
-    named = sum(_rounded(link.cost.left.nbytes) for link in _named(links))
+    named = sum(rounded(link.cost.left.nbytes) for link in _named(links))
     return Passes(
         links=links,
         inventory=replace(take_inventory(links), scale=_scale(model)),
         entries=tuple(pass_entries(links)),
         gradients=gradient_bytes(links),
-        shared=sum(_rounded(s.numel * s.itemsize) for s in kept),
-        passing=sum(_rounded(s.numel * s.itemsize) for s in passing) + named,
-        buffers=sum(_rounded(s.numel * s.itemsize) for s in buffers),
-        inputs=_rounded(8 * shape.batch * (shape.seq + shape.source_seq)),
+        shared=sum(rounded(s.numel * s.itemsize) for s in kept),
+        passing=sum(rounded(s.numel * s.itemsize) for s in passing) + named,
+        buffers=sum(rounded(s.numel * s.itemsize) for s in buffers),
+        inputs=rounded(8 * shape.batch * (shape.seq + shape.source_seq)),
         host=sum(link.cost.host * link.count for link in links),
     )
 
 
 def beside_named(passes: Passes) -> int:
     """``passing`` without what a segment has made: in a timeline that is the segment's storage."""
-    return passes.passing - sum(_rounded(link.cost.left.nbytes) for link in _named(passes.links))
+    return passes.passing - sum(rounded(link.cost.left.nbytes) for link in _named(passes.links))
 
 
 def _named(links: tuple[Link, ...]) -> Iterator[Link]:
@@ -262,7 +262,3 @@ def _compose(model: ModelSpec, author: str) -> Composition:
             composition: Composition = own.compose(model)
             return composition
     return compose(model)
-
-
-def _rounded(nbytes: int) -> int:
-    return -(-nbytes // ROUNDING_BYTES) * ROUNDING_BYTES

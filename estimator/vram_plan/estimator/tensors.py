@@ -242,6 +242,11 @@ def nothing(grad: Tensor) -> tuple[Tensor | None, ...]:
     return ()
 
 
+def rounded(nbytes: int) -> int:
+    """Bytes the allocator takes for a tensor of ``nbytes``."""
+    return -(-nbytes // ROUNDING_BYTES) * ROUNDING_BYTES
+
+
 def storages_in(values: Iterable[object]) -> Iterator[Storage]:
     """The storages among what a closure holds."""
     for value in values:
