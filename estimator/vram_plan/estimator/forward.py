@@ -9,7 +9,7 @@ from vram_plan.estimator.early import Returned
 from vram_plan.estimator.eight import casts, eight_product
 from vram_plan.estimator.kernels import attend
 from vram_plan.estimator.late import Late
-from vram_plan.estimator.ops import elementwise, fused, norm
+from vram_plan.estimator.ops import activations, elementwise, fused, norm
 from vram_plan.estimator.ops.attention import Heads
 from vram_plan.estimator.ops.embedding import LeafVariable, embedding
 from vram_plan.estimator.ops.linear import AutocastWeight, cached_cast, linear
@@ -255,8 +255,8 @@ class Forward:
 
     def act(self, x: Tensor, name: str = "") -> Tensor:
         """The model's activation function."""
-        name = name or self.spec.hidden_act
-        return elementwise.activation(self.t, x, name, autocast=self.how.autocast)
+        autocast = self.how.autocast
+        return activations.activation(self.t, x, name or self.spec.hidden_act, autocast=autocast)
 
     def dropout(self, x: Tensor, probability: float) -> Tensor:
         """Dropout in training."""

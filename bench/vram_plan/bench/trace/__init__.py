@@ -1,6 +1,7 @@
 """The dry run's tracer: the real libraries' training step, every allocation recorded."""
 
 from vram_plan.bench.trace.config import METHODS, OPTIMIZERS, TraceConfig
+from vram_plan.bench.trace.devices import trace_step
 from vram_plan.bench.trace.extend import Extended, trace_deep
 from vram_plan.bench.trace.timeline import Block, Event, Trace
 
@@ -15,25 +16,3 @@ __all__ = [
     "trace_deep",
     "trace_step",
 ]
-
-
-def trace_step(config: TraceConfig) -> Trace:
-    """Run the step on the configuration's device and return what it allocated."""
-    from vram_plan.bench.trace.quiet import without_library_noise
-
-    with without_library_noise():
-        if config.device == "cpu":
-            if max(config.ranks, config.tp) > 1:
-                from vram_plan.bench.trace.sharding.gloo import trace_ranks
-
-                return trace_ranks(config)[0]
-            from vram_plan.bench.trace.real import trace_cpu
-
-            return trace_cpu(config)
-        if config.device == "cuda":
-            from vram_plan.bench.trace.gpu import trace_gpu
-
-            return trace_gpu(config)
-        from vram_plan.bench.trace.fake import trace_fake
-
-        return trace_fake(config)

@@ -18,6 +18,7 @@ from vram_plan.bench.measurement import Instant
 from vram_plan.bench.trace.align import Pair, aligned, fullest
 from vram_plan.bench.trace.config import TraceConfig
 from vram_plan.bench.trace.depth import Cut, cut_layers, layer_kinds, of_depth
+from vram_plan.bench.trace.devices import trace_step
 from vram_plan.bench.trace.timeline import Block, Trace, round_up
 from vram_plan.estimator.step import TRAINING
 
@@ -82,8 +83,6 @@ class Extended:
 
 def trace_deep(config: TraceConfig) -> Extended:
     """Trace a model of any depth: by two shallow ones where its layers repeat, else as it is."""
-    from vram_plan.bench.trace import trace_step
-
     kinds = layer_kinds(config)
     cut = cut_layers(kinds)
     if cut is None:

@@ -12,8 +12,8 @@ from vram_plan.estimator.blocks.heads import causal_lm_loss, token_embedding
 from vram_plan.estimator.blocks.llama import is_masked, rotary_tables
 from vram_plan.estimator.forward import LOW_BYTES, Forward
 from vram_plan.estimator.ops.attention import batched_product, softmax
-from vram_plan.estimator.ops.elementwise import cast, relayout
-from vram_plan.estimator.ops.experts import INDEX_BYTES, clamp, gather_rows, topk
+from vram_plan.estimator.ops.elementwise import cast, clamp, relayout
+from vram_plan.estimator.ops.experts import INDEX_BYTES, gather_rows, topk
 from vram_plan.estimator.ops.loop import Stack, index_add
 from vram_plan.estimator.ops.rotary import rotate
 from vram_plan.estimator.ops.routing import divide_by_norm

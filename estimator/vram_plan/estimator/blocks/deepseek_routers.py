@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from vram_plan.estimator.forward import Forward
+from vram_plan.estimator.ops.activations import activation
 from vram_plan.estimator.ops.attention import softmax
-from vram_plan.estimator.ops.elementwise import FP32_BYTES, activation, cast, scale, shift
+from vram_plan.estimator.ops.elementwise import FP32_BYTES, cast, scale, shift
 from vram_plan.estimator.ops.experts import INDEX_BYTES, divide_in_place, pick, sum_last, topk
 from vram_plan.estimator.ops.linear import AutocastWeight, linear
 from vram_plan.estimator.tape import Param, Tape, Tensor

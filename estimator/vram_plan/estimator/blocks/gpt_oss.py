@@ -8,9 +8,10 @@ from vram_plan.estimator.blocks.experts import grouped_experts, router_logits
 from vram_plan.estimator.blocks.heads import causal_lm_loss
 from vram_plan.estimator.blocks.llama import decoder, key, query, rotary_tables, value
 from vram_plan.estimator.forward import Forward
+from vram_plan.estimator.ops.activations import activation
 from vram_plan.estimator.ops.attention import softmax
-from vram_plan.estimator.ops.elementwise import activation, mul, narrow, scale, shift
-from vram_plan.estimator.ops.experts import clamp, topk
+from vram_plan.estimator.ops.elementwise import clamp, mul, narrow, scale, shift
+from vram_plan.estimator.ops.experts import topk
 from vram_plan.estimator.ops.pairs import rotate_chunks
 from vram_plan.estimator.ops.sinks import sink_attention, with_sinks
 from vram_plan.estimator.segment import Composition, Shared

@@ -12,14 +12,14 @@ from collections.abc import Mapping
 
 from vram_plan.estimator.blocks.heads import token_embedding
 from vram_plan.estimator.forward import Forward
-from vram_plan.estimator.methods.llama_adapter import LlamaAdapter, LlamaAdapterV2
+from vram_plan.estimator.methods.llama_adapter import LlamaAdapter, LlamaAdapterV2, in_litgpt
 from vram_plan.estimator.methods.lora import Lora
 from vram_plan.estimator.ops import sdpa
+from vram_plan.estimator.ops.activations import activation
 from vram_plan.estimator.ops.attention import repeated
 from vram_plan.estimator.ops.cross_entropy import INDEX_BYTES, cross_entropy
 from vram_plan.estimator.ops.elementwise import (
     FP32_BYTES,
-    activation,
     add,
     cast,
     concat,
@@ -42,10 +42,7 @@ CHUNK_TOKENS = 128
 _PARTS = ("q_proj", "k_proj", "v_proj")
 
 
-def is_built(spec: ModelSpec) -> bool:
-    """Whether lit-gpt has the architecture: dense causal decoders with rotary positions."""
-    plain = spec.is_causal and not spec.is_encoder_decoder and not spec.num_experts
-    return plain and not spec.is_latent and spec.position_embedding_type == "rope"
+is_built = in_litgpt
 
 
 def compose(spec: ModelSpec) -> Composition:

@@ -13,8 +13,7 @@ from vram_plan.estimator.blocks.gpt_parts import (
 from vram_plan.estimator.blocks.heads import causal_lm_loss
 from vram_plan.estimator.forward import Forward
 from vram_plan.estimator.ops.attention import batched_product, softmax
-from vram_plan.estimator.ops.elementwise import FP32_BYTES, add, cast, copy, scale
-from vram_plan.estimator.ops.experts import clamp
+from vram_plan.estimator.ops.elementwise import FP32_BYTES, add, cast, clamp, copy, scale
 from vram_plan.estimator.ops.scores import Written, factor, low
 from vram_plan.estimator.ops.split import split
 from vram_plan.estimator.segment import Composition, Shared

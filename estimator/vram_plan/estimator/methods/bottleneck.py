@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vram_plan.estimator.methods.places import Placed, is_cross
+from vram_plan.estimator.ops.activations import activation
 from vram_plan.estimator.ops.adapters import add_in_place
 from vram_plan.estimator.ops.attention import batched_product, softmax
 from vram_plan.estimator.ops.elementwise import (
     FP32_BYTES,
-    activation,
     add,
     cast,
     concat,

@@ -21,11 +21,18 @@ if TYPE_CHECKING:
     from vram_plan.estimator.forward import Forward
     from vram_plan.estimator.ops.attention import Heads
     from vram_plan.estimator.tape import Tensor
+    from vram_plan.profiles.model import ModelSpec
 
 PROMPT_TOKENS = 10
 """``Config.adapter_prompt_length``."""
 START_LAYER = 2
 """``Config.adapter_start_layer``: blocks before it have no prompt."""
+
+
+def in_litgpt(spec: ModelSpec) -> bool:
+    """Whether lit-gpt has the architecture: dense causal decoders with rotary positions."""
+    plain = spec.is_causal and not spec.is_encoder_decoder and not spec.num_experts
+    return plain and not spec.is_latent and spec.position_embedding_type == "rope"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +41,12 @@ class LlamaAdapter(Frozen):
 
     def check(self, config: TrainConfig) -> None:
         """lit-gpt has dense causal decoders with rotary positions, and no tensor ranks."""
-        from vram_plan.estimator.blocks.litgpt import is_built
-
         if config.engine in MEGATRON_BLOCKS:
             raise ValueError(
                 f"--method {config.method} with --engine {config.engine}: lit-gpt runs under ddp "
                 "and fsdp1; choose --engine fsdp1"
             )
-        if not is_built(config.model):
+        if not in_litgpt(config.model):
             raise ValueError(
                 f"--method {config.method}: lit-gpt has no {config.model.model_type} models; "
                 "choose --method lora"

@@ -15,9 +15,9 @@ from vram_plan.estimator.methods import targets
 from vram_plan.estimator.methods.bottleneck import bottleneck, joined_residual, module_name
 from vram_plan.estimator.methods.lora import FOUR_BIT, quantized_as
 from vram_plan.estimator.methods.prefix import Prefix, prefix_problem
+from vram_plan.estimator.ops.activations import activation
 from vram_plan.estimator.ops.adapters import clone
 from vram_plan.estimator.ops.elementwise import (
-    activation,
     add,
     cast,
     mul,

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vram_plan.estimator.methods.places import Placed, check_positions, is_cross
+from vram_plan.estimator.ops.activations import activation
 from vram_plan.estimator.ops.adapters import past_key_values
-from vram_plan.estimator.ops.elementwise import activation, cast, concat, relayout
+from vram_plan.estimator.ops.elementwise import cast, concat, relayout
 from vram_plan.estimator.ops.embedding import embedding
 from vram_plan.estimator.tape import Leaf, Tensor
 

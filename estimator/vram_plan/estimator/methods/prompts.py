@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from vram_plan.estimator.methods.places import check_positions
 from vram_plan.estimator.methods.whole import Frozen
+from vram_plan.estimator.ops.activations import activation
 from vram_plan.estimator.ops.adapters import prepend, repeat
-from vram_plan.estimator.ops.elementwise import activation, cast, narrow
+from vram_plan.estimator.ops.elementwise import cast, narrow
 from vram_plan.estimator.ops.embedding import embedding
 from vram_plan.estimator.ops.lstm import lstm
 from vram_plan.estimator.tape import Tensor

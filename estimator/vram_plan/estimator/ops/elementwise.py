@@ -127,7 +127,7 @@ def from_input(t: Tape, x: Tensor, *, temporaries: int = 0) -> Tensor:
     return t.record(t.new(x.numel, x.itemsize), (x.node,), backward, saves=(x,))
 
 
-def _from_output(t: Tape, x: Tensor) -> Tensor:
+def from_output(t: Tape, x: Tensor) -> Tensor:
     """A function whose backward needs its output."""
     out = t.new(x.numel, x.itemsize)
     kept = out.storage
@@ -137,6 +137,25 @@ def _from_output(t: Tape, x: Tensor) -> Tensor:
         return (t.new(grad.numel, grad.itemsize),)
 
     return t.record(out, (x.node,), backward)
+
+
+def clamp(t: Tape, x: Tensor, *, sides: int = 2) -> Tensor:
+    """``x.clamp(min, max)``: keeps x; going back one boolean mask for each of its ``sides``.
+
+    ``clamp_backward``: ``where(min <= x <= max, grad, 0)``.
+    """
+    kept, numel, itemsize = x.storage, x.numel, x.itemsize
+
+    def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
+        _ = kept
+        zero = t.new(1, itemsize)
+        masks = [t.new(numel, 1) for _ in range(sides)]
+        result = t.new(numel, itemsize)
+        masks.clear()
+        del zero
+        return (result,)
+
+    return t.record(t.new(numel, itemsize), (x.node,), backward)
 
 
 def clamp_in_place(t: Tape, x: Tensor) -> Tensor:
@@ -174,24 +193,7 @@ def maximum(t: Tape, x: Tensor) -> Tensor:
 
 def tanh(t: Tape, x: Tensor) -> Tensor:
     """``tanh``: its backward needs its output."""
-    return _from_output(t, x)
-
-
-def activation(t: Tape, x: Tensor, name: str, *, autocast: bool = False) -> Tensor:
-    """An activation function under its Hugging Face name (transformers ``ACT2FN``).
-
-    Those written out with a power become fp32 there under ``autocast`` (CUDA's fp32 list), and
-    stay so.
-    """
-    if name in _COMPOSED:
-        return _COMPOSED[name](t, x, autocast)
-    if name.startswith("gelu_") and name != "gelu_pytorch_tanh":
-        from vram_plan.estimator.ops.gelus import written_gelu  # it composes what stands here
-
-        return written_gelu(t, x, name, autocast=autocast)
-    if name in {"relu", "tanh", "sigmoid"}:
-        return _from_output(t, x)
-    return from_input(t, x)
+    return from_output(t, x)
 
 
 def power(t: Tape, x: Tensor) -> Tensor:
@@ -200,34 +202,6 @@ def power(t: Tape, x: Tensor) -> Tensor:
     ``torch/csrc/autograd/FunctionsManual.cpp``, ``pow_backward``.
     """
     return from_input(t, x, temporaries=2)
-
-
-def _wide_power(t: Tape, x: Tensor, autocast: bool) -> Tensor:
-    return power(t, cast(t, x, FP32_BYTES) if autocast else x)
-
-
-def _gelu_new(t: Tape, x: Tensor, autocast: bool) -> Tensor:
-    """``0.5·x·(1 + tanh(√(2/π)·(x + 0.044715·x³)))``, written out in transformers' NewGELU."""
-    half = scale(t, x)
-    inner = scale(t, add(t, x, scale(t, _wide_power(t, x, autocast))))
-    return mul(t, half, shift(t, _from_output(t, inner.moved())))
-
-
-def _quick_gelu(t: Tape, x: Tensor, autocast: bool) -> Tensor:
-    """``x·σ(1.702·x)``."""
-    return mul(t, x, _from_output(t, scale(t, x)))
-
-
-def _relu_squared(t: Tape, x: Tensor, autocast: bool) -> Tensor:
-    """``relu(x)²``."""
-    return _wide_power(t, _from_output(t, x), autocast)
-
-
-_COMPOSED = {
-    "gelu_new": _gelu_new,
-    "quick_gelu": _quick_gelu,
-    "relu2": _relu_squared,
-}
 
 
 def dropout(t: Tape, x: Tensor, probability: float) -> Tensor:

@@ -179,22 +179,3 @@ def sort_by_expert(
     ids, order = t.new(pairs, INDEX_BYTES), t.new(pairs, INDEX_BYTES)
     counted, histogram = t.new(pairs, FP32_BYTES), t.new(experts, FP32_BYTES)
     return ids, order, t.new(experts, FP32_BYTES), (counted, histogram)
-
-
-def clamp(t: Tape, x: Tensor, *, sides: int = 2) -> Tensor:
-    """``x.clamp(min, max)``: keeps x; going back one boolean mask for each of its ``sides``.
-
-    ``clamp_backward``: ``where(min <= x <= max, grad, 0)``.
-    """
-    kept, numel, itemsize = x.storage, x.numel, x.itemsize
-
-    def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
-        _ = kept
-        zero = t.new(1, itemsize)
-        masks = [t.new(numel, 1) for _ in range(sides)]
-        result = t.new(numel, itemsize)
-        masks.clear()
-        del zero
-        return (result,)
-
-    return t.record(t.new(numel, itemsize), (x.node,), backward)
