@@ -54,6 +54,16 @@ def test_a_tied_embedding_is_gathered_for_the_head_too() -> None:
     assert sent(transfers(run)) == pytest.approx(1.5 * ddp + twice, rel=1e-7)
 
 
+def test_weights_are_gathered_once_more_for_whatever_is_recomputed() -> None:
+    """A recomputed module's hooks fetch its weights: 4 Ψ in all, with a part of each block recomputed too."""
+    runs = [
+        replace(config(zero=3, checkpointing=kind), zero_sizes=NOTHING_KEPT)
+        for kind in ("none", "selective", "full")
+    ]
+    none, selective, full = (sent(transfers(run), "all-gather") for run in runs)
+    assert selective == full > 1.4 * none
+
+
 def test_what_deepspeed_keeps_gathered_saves_some_of_it() -> None:
     run = config(zero=3)
     kept = sent(transfers(run))
@@ -152,6 +162,8 @@ def test_experts_and_context_ranks() -> None:
     ring = [one for one in transfers(config(cp=4)) if "ring" in one.name]
     assert [one.overlaps for one in ring] == ["forward", "backward"]
     assert ring[0].count == 3 * 32
+    again = transfers(config(cp=4, engine="megatron", checkpointing="selective"))
+    assert next(one.count for one in again if "ring" in one.name) == 2 * 3 * 32
 
 
 @settings(max_examples=30, deadline=None)

@@ -2,13 +2,15 @@
 
 Ring attention passes on keys and values ``cp − 1`` times a layer, and going back keys, values and
 their gradients, beside the attention of what has arrived (arXiv:2310.01889; Transformer Engine
-``attention/dot_product_attention/context_parallel.py``). DeepSpeed's sequence parallelism (Ulysses,
+``attention/dot_product_attention/context_parallel.py``). Whatever recomputes a block's attention,
+Megatron's selective recomputation too, sends them anew. DeepSpeed's sequence parallelism (Ulysses,
 arXiv:2309.14509) exchanges q, k, v and the output by all-to-all, four each way, and waits.
 """
 
 from __future__ import annotations
 
 from vram_plan.estimator.config import TrainConfig
+from vram_plan.estimator.simulate import RECOMPUTED
 from vram_plan.estimator.speed.links import group_of
 from vram_plan.estimator.speed.payload import (
     blocks,
@@ -26,7 +28,7 @@ def transfers(config: TrainConfig) -> tuple[Transfer, ...]:
         return ()
     group = group_of(config, config.cp, stride=config.tp)
     layers = blocks(fullest_rank(config)) * config.grad_accum
-    forward = layers * (2 if config.checkpointing in {"full", "offload"} else 1)
+    forward = layers * (2 if config.checkpointing in RECOMPUTED else 1)
     keys = 2 * config.model.kv_dim // config.tp * rank_tokens(config) * config.compute_bytes
     if config.engine == "deepspeed":
         sizes = (2.0 * hidden_bytes(config) / config.tp, float(keys))

@@ -24,6 +24,7 @@ from vram_plan.estimator.sharding.zero_calls import Course
 from vram_plan.estimator.sharding.zero_gather import Gathered
 from vram_plan.estimator.sharding.zero_layout import Layout
 from vram_plan.estimator.sharding.zero_parts import Shares
+from vram_plan.estimator.simulate import RECOMPUTED
 from vram_plan.estimator.speed.payload import collective, data_group
 from vram_plan.estimator.speed.techniques.ddp import hidden_reduction
 from vram_plan.estimator.speed.transfer import Transfer
@@ -114,8 +115,7 @@ def _gathers(layout: Layout, followed: Gathered) -> Gathers:
 
 
 def _followed(shares: Shares) -> Gathered:
-    checkpointed = shares.config.checkpointing in {"full", "offload"}
-    return followed(shares, Course(checkpointed=checkpointed))
+    return followed(shares, Course(checkpointed=shares.config.checkpointing in RECOMPUTED))
 
 
 def gathered_bytes(shares: Shares) -> dict[str, float]:
