@@ -11,6 +11,9 @@ costs as much as five rows' hundredth of error. They are measurements of single 
 * the same kernels on an RTX 4090, causal at a head of 128: 0.91 forward, 0.60 back (apache/tvm
   ``tl_doc/flash_perf.md``), and products 0.96 (mli/transformers-benchmarks issue 4); those of
   training again a seventh below;
+* products of the best shapes reach 0.79 of a B300's peak and 0.73 of a GB200's, whose
+  data sheet says a ninth more at a twentieth more clock (the same page @ 744d01e1); cuDNN's
+  attention 0.55 of a B200's (FlashAttention-4, abstract: 0.71, which is 1.3 of cuDNN 9.13's);
 * memory-bound kernels come near the bandwidth, as copies do;
 * a kernel that Python launches takes the host about 20 microseconds: short sequences in the rows of
   QwenLM and Hugging Face say so for themselves.
@@ -85,6 +88,11 @@ _HOPPER = {
     "attention_forward": Prior(0.38, 0.2),
     "attention_backward": Prior(0.32, 0.2),
 }
+_BLACKWELL = {
+    "matmul": Prior(0.64, 0.15),
+    "attention_forward": Prior(0.5, 0.2),
+    "attention_backward": Prior(0.42, 0.2),
+}
 _ADA = {
     "matmul": Prior(0.83, 0.15),
     "attention_forward": Prior(0.91, 0.1),
@@ -106,6 +114,21 @@ FAMILIES = (
         fitted=(*_FEW, "memory", "contention", "matmul_narrow"),
         like="ampere-datacentre",
         priors=_HOPPER,
+    ),
+    Family(
+        name="blackwell-grace",
+        gpus=("gb200",),
+        fitted=(*_FEW, "contention", "matmul_narrow"),
+        like="hopper",
+        priors=_BLACKWELL | {"matmul": Prior(0.59, 0.15)},
+    ),
+    Family(
+        name="blackwell",
+        architecture="Blackwell",
+        kind="datacentre",
+        fitted=(*_FEW, "contention", "matmul_narrow"),
+        like="hopper",
+        priors=_BLACKWELL,
     ),
     Family(
         name="volta",
