@@ -67,6 +67,19 @@ def test_events_take_the_plans_instants() -> None:
     ]
 
 
+def test_layers_that_share_a_module_are_one_instant() -> None:
+    """ALBERT's: nothing in an event says which layer's turn it is."""
+    layer = "albert.encoder.albert_layer_groups.0.albert_layers.0"
+    step = events(
+        ("backward", "predictions.decoder.weight", "gradients", 1),
+        ("backward", f"{layer}.ffn", "activations", -5),
+        ("backward", f"{layer}.attention", "activations", -5),
+        ("backward", f"{layer}.ffn", "activations", -5),
+        ("backward", "albert.embeddings.word_embeddings.weight", "gradients", 1),
+    )
+    assert labels(step) == ["loss_backward", *[INNER_LAYERS] * 3, "embedding_backward"]
+
+
 def test_an_instant_is_its_fullest_moment() -> None:
     found = {instant.name: instant for instant in instants_of(STEP, [Block("weights", 0)])}
     assert found["loss"].bytes == 42

@@ -72,7 +72,7 @@ def labels(events: Sequence[Event]) -> list[str]:
     The plan's head begins with the final norm, behind the last layer. It tells four instants of
     the backward pass apart: loss and head, the last layer, the first one, and the embedding. They
     follow each other, so the first layer met is the last one, and whatever comes after the layers
-    is the embedding's.
+    is the embedding's. Where one module serves for every layer (ALBERT) they cannot be told apart.
     """
     found: list[str] = []
     for start, stop in _runs(events):
@@ -111,11 +111,12 @@ def _backward(places: list[str]) -> list[str]:
     if not inside:
         return [LOSS_BACKWARD] * len(places)
     last, first = layers[inside[0]], layers[inside[-1]]
+    ends = {last: BACKWARD_LAST, first: BACKWARD_FIRST} if last != first else {}
     found: list[str] = []
     current = LOSS_BACKWARD
     for index, layer in enumerate(layers):
         if layer:
-            current = {last: BACKWARD_LAST, first: BACKWARD_FIRST}.get(layer, INNER_LAYERS)
+            current = ends.get(layer, INNER_LAYERS)
         elif "embed" in places[index] or (index > inside[-1] and places[index]):
             current = EMBEDDING_BACKWARD
         found.append(current)
