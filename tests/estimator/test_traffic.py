@@ -55,7 +55,7 @@ def test_a_tied_embedding_is_gathered_for_the_head_too() -> None:
 
 
 def test_weights_are_gathered_once_more_for_whatever_is_recomputed() -> None:
-    """A recomputed module's hooks fetch its weights: 4 Ψ in all, with a part of each block recomputed too."""
+    """A recomputed module's hooks fetch its weights: 4 Ψ in all, a part of it or the whole."""
     runs = [
         replace(config(zero=3, checkpointing=kind), zero_sizes=NOTHING_KEPT)
         for kind in ("none", "selective", "full")

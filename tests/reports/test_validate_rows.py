@@ -128,9 +128,14 @@ def test_micro_batches_follow_from_the_global_batch() -> None:
     assert options(row)["grad_accum"] == 16
 
 
-@pytest.mark.parametrize(("number", "ep"), [("mcore-097", 2), ("mcore-105", 1), ("mcore-093", 4)])
-def test_expert_ranks_that_take_tensor_ranks(number: str, ep: int) -> None:
-    assert options(replace(ROWS[number], notes=None))["ep"] == ep
+@pytest.mark.parametrize(
+    ("number", "ep", "tensor"),
+    [("mcore-097", 4, "1"), ("mcore-105", 2, "2"), ("mcore-093", 4, "1"), ("mcore-092", 2, "")],
+)
+def test_expert_ranks_that_take_tensor_ranks(number: str, ep: int, tensor: str) -> None:
+    row = replace(ROWS[number], notes=None)
+    assert options(row)["ep"] == ep
+    assert stack_of_row(row).version("expert-tensor-parallel-size") == tensor
 
 
 def test_libraries_nobody_knows_do_not_hinder() -> None:

@@ -86,6 +86,9 @@ def pipeline_pairs(config: TrainConfig) -> list[int]:
 
 def workspace_bytes(config: TrainConfig) -> int:
     """One cuBLAS workspace; PyTorch's allocator hands it out."""
+    chosen = switches.chosen_workspace(config.stack)
+    if chosen is not None:
+        return chosen
     if config.gpu is None:
         return WORKSPACE_BYTES
     return WIDE_WORKSPACES.get(config.gpu.architecture, WORKSPACE_BYTES)

@@ -107,6 +107,8 @@ def treat(config: TrainConfig) -> Treatment:
         lora_dropout=config.lora_dropout,
         tensor=config.tp,
         expert=config.ep,
+        expert_tensor=switches.expert_tensor_ranks(config.stack, config.tp),
+        groups_experts=switches.groups_experts(config.stack),
         sequence_parallel=config.sequence_parallel,
         alternates=switches.alternates_products(config.stack),
         compiled=bool(config.compile),
@@ -248,7 +250,8 @@ def _scale(model: ModelSpec) -> float:
 def _author(config: TrainConfig) -> str:
     """Whose modules run: transformers' (empty), Megatron-LM's or those of a training loop."""
     if config.engine in MEGATRON_BLOCKS and config.method in WHOLE_MODEL:
-        return "bigscience" if config.engine == "megatron-deepspeed" else "megatron"
+        sparse = "megatron_experts" if config.model.num_experts else "megatron"
+        return "bigscience" if config.engine == "megatron-deepspeed" else sparse
     if config.method in LITGPT_METHODS:
         return "litgpt"
     return config.stack.loop if config.stack.loop in _AUTHORS else ""

@@ -47,6 +47,8 @@ class Treatment:
         packs_subclasses: bitsandbytes quantizes subclasses of ``torch.nn.Linear`` too.
         tensor: ranks that split heads, feed-forward and vocabulary (tensor parallelism).
         expert: ranks that divide the experts of a sparse layer (expert parallelism).
+        expert_tensor: ranks that divide each expert, in Megatron-LM's layers.
+        groups_experts: Megatron-LM's experts are one grouped product, not one after the other.
         sequence_parallel: norms and residuals are split over the tensor ranks too.
         fused: kernels that replace written-out operations (``rmsnorm``, ``rope``, ``swiglu``).
         keeps_inputs: linear layers save their input for the backward pass though they are frozen.
@@ -83,6 +85,8 @@ class Treatment:
     lora_dropout: float = 0.0
     tensor: int = 1
     expert: int = 1
+    expert_tensor: int = 1
+    groups_experts: bool = True
     sequence_parallel: bool = False
     alternates: bool = False
     compiled: bool = False

@@ -22,8 +22,14 @@ VOCABULARY_MULTIPLE = 128
 
 def is_built(spec: ModelSpec) -> bool:
     """Whether this composition stands for the architecture; others keep their own."""
+    return is_plain(spec) and not spec.num_experts
+
+
+def is_plain(spec: ModelSpec) -> bool:
+    """Whether the parts around the feed-forward one are those of this composition."""
     plain = spec.is_causal and not spec.is_encoder_decoder and spec.do_layer_norm_before
-    return plain and not spec.num_experts and not spec.is_latent and not spec.use_parallel_residual
+    same = spec.qk_norm in {"none", "head"}
+    return plain and same and not spec.is_latent and not spec.use_parallel_residual
 
 
 def compose(spec: ModelSpec) -> Composition:
@@ -52,7 +58,7 @@ def rotary_frequencies(f: Forward) -> dict[str, Shared]:
 
 def embedding(f: Forward, ids: Tensor, shared: Mapping[str, Tensor]) -> Tensor:
     """``LanguageModelEmbedding``: vocabulary-parallel lookup, positions, [s, b, h], dropout."""
-    spec, split = f.spec, _split(f)
+    spec, split = f.spec, split_of(f)
     x = f.embedding("embed_tokens", ids, padded_rows(spec, split.ranks), spec.hidden_size)
     if spec.position_embedding_type == "learned":
         rows = spec.position_embedding_rows
@@ -76,21 +82,30 @@ def self_attention(f: Forward, x: Tensor) -> Tensor:
     heads = f.heads()
     sizes = tuple(n * heads.head_dim for n in (heads.heads, heads.kv_heads, heads.kv_heads))
     scale, weights = (
-        _norm(f, "input_layernorm"),
-        _linear(
+        norm_weights(f, "input_layernorm"),
+        linear_weights(
             f, "self_attn.linear_qkv", (sum(sizes), spec.hidden_size), bias=spec.attention_bias
         ),
     )
     made = _columns(f, x, scale, weights)
     q, k, v = megatron.split_projections(f.t, made, tuple(f.tokens * size for size in sizes))
     del made
+    if spec.qk_norm == "head":
+        q, k = _head_norm(f, q, "q_layernorm"), _head_norm(f, k, "k_layernorm")
     if spec.rotary_dim:
         q, k = megatron.rotate(f.t, q), megatron.rotate(f.t, k)
     out = _kernel(f, q, k, v)
     del q, k, v
     shape = (spec.hidden_size, heads.heads * heads.head_dim)
-    projection = _linear(f, "self_attn.linear_proj", shape, bias=spec.attention_out_bias)
+    projection = linear_weights(f, "self_attn.linear_proj", shape, bias=spec.attention_out_bias)
     return _rows(f, out, projection, attends=True)
+
+
+def _head_norm(f: Forward, x: Tensor, name: str) -> Tensor:
+    """``--qk-layernorm``: an RMS norm over each head, one weight for all of them."""
+    width = f.spec.head_dim
+    weight = f.param(f"self_attn.{name}.weight", width, "norm")
+    return megatron.norm(f.t, x, (weight,), width)
 
 
 def _kernel(f: Forward, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -109,14 +124,14 @@ def _kernel(f: Forward, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def feed_forward(f: Forward, x: Tensor) -> Tensor:
     """``MLP``: norm and projection up, one fused activation, projection down."""
-    spec, split = f.spec, _split(f)
+    spec, split = f.spec, split_of(f)
     width = spec.intermediate_size // split.ranks
     wide = width * (2 if spec.is_gated_act else 1)
-    scale = _norm(f, "pre_mlp_layernorm")
-    up = _linear(f, "mlp.linear_fc1", (wide, spec.hidden_size), bias=spec.mlp_bias)
+    scale = norm_weights(f, "pre_mlp_layernorm")
+    up = linear_weights(f, "mlp.linear_fc1", (wide, spec.hidden_size), bias=spec.mlp_bias)
     made = _columns(f, x, scale, up)
     made = megatron.activate(f.t, made, f.tokens * width)
-    down = _linear(f, "mlp.linear_fc2", (spec.hidden_size, width), bias=spec.mlp_bias)
+    down = linear_weights(f, "mlp.linear_fc2", (spec.hidden_size, width), bias=spec.mlp_bias)
     return _rows(f, made, down)
 
 
@@ -124,20 +139,21 @@ def head(f: Forward, x: Tensor, shared: Mapping[str, Tensor]) -> Tensor:
     """The last norm, the vocabulary-parallel projection and its cross-entropy."""
     logits = vocabulary_logits(f, x)
     with f.t.scope("logits"):
-        return megatron.vocabulary_loss(f.t, logits)
+        return megatron.vocabulary_loss(f.t, logits, compiled=f.how.loss == "fused-ce")
 
 
 def vocabulary_logits(f: Forward, x: Tensor) -> Tensor:
     """The last norm and this rank's part of the logits."""
-    spec, split = f.spec, _split(f)
-    x = megatron.norm(f.t, x, _norm(f, "final_layernorm"), spec.hidden_size)
+    spec, split = f.spec, split_of(f)
+    x = megatron.norm(f.t, x, norm_weights(f, "final_layernorm"), spec.hidden_size)
     name = "embed_tokens.weight" if spec.tie_word_embeddings else "output_layer.weight"
     weight = f.param(name, (padded_rows(spec, split.ranks), spec.hidden_size), "head")
     with f.t.scope("logits"):
         return megatron.head_linear(f.t, x, weight, split)
 
 
-def _split(f: Forward) -> megatron.Split:
+def split_of(f: Forward) -> megatron.Split:
+    """How tensor ranks divide the layer."""
     return megatron.Split(ranks=f.how.tensor, sequence=f.how.sequence_parallel)
 
 
@@ -146,8 +162,8 @@ def _columns(f: Forward, x: Tensor, scale: tuple[Param, ...], weights: tuple[Par
     if f.how.eight is not None:
         from vram_plan.estimator.ops import megatron_fp8  # few ask for it
 
-        return megatron_fp8.norm_linear(f.t, x, scale, weights, _split(f), f.how.eight)
-    return megatron.norm_linear(f.t, x, scale, weights, _split(f))
+        return megatron_fp8.norm_linear(f.t, x, scale, weights, split_of(f), f.how.eight)
+    return megatron.norm_linear(f.t, x, scale, weights, split_of(f))
 
 
 def _rows(f: Forward, x: Tensor, weights: tuple[Param, ...], *, attends: bool = False) -> Tensor:
@@ -157,17 +173,20 @@ def _rows(f: Forward, x: Tensor, weights: tuple[Param, ...], *, attends: bool = 
         from vram_plan.estimator.ops import megatron_fp8
 
         original = attends and eight.keeps_original
-        return megatron_fp8.row_linear(f.t, x, weights, _split(f), eight, original=original)
-    return megatron.row_linear(f.t, x, weights, _split(f))
+        return megatron_fp8.row_linear(f.t, x, weights, split_of(f), eight, original=original)
+    return megatron.row_linear(f.t, x, weights, split_of(f))
 
 
-def _norm(f: Forward, name: str) -> tuple[Param, ...]:
+def norm_weights(f: Forward, name: str) -> tuple[Param, ...]:
     """An RMS norm where positions turn and the feed-forward part is gated, else a layer norm."""
     rms = f.spec.is_gated_act and f.spec.position_embedding_type == "rope"
     parts = ("weight",) if rms else ("weight", "bias")
     return tuple(f.param(f"{name}.{part}", f.spec.hidden_size, "norm") for part in parts)
 
 
-def _linear(f: Forward, name: str, shape: tuple[int, int], *, bias: bool) -> tuple[Param, ...]:
+def linear_weights(
+    f: Forward, name: str, shape: tuple[int, int], *, bias: bool
+) -> tuple[Param, ...]:
+    """A product's weight [outputs, inputs] on this rank, and its bias where it has one."""
     weight = f.param(f"{name}.weight", shape, "linear")
     return (weight, f.param(f"{name}.bias", shape[0], "bias")) if bias else (weight,)

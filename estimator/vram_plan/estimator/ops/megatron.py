@@ -83,6 +83,32 @@ def norm_linear(
     return t.record(out, edges, backward, packs=True)
 
 
+def column_linear(t: Tape, x: Tensor, weights: tuple[Param, ...], split: Split) -> Tensor:
+    """A product by columns alone: keeps its input, gathered anew each way under ``sequence``."""
+    outputs, width = weights[0].shape
+    times = split.ranks if split.gathers else 1
+    numel, itemsize, kept = x.numel, x.itemsize, x.storage
+    tokens = numel * times // width
+    whole = t.new(numel * times, itemsize) if split.gathers else x
+    out = t.new(tokens * outputs, itemsize)
+    if t.work is not None:
+        t.work.product((tokens, width, outputs), itemsize)
+    del whole
+
+    def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
+        _ = kept
+        gathered = t.new(numel * times, itemsize) if split.gathers else None
+        inner = t.new(numel * times, itemsize)
+        if t.work is not None:
+            t.work.product((tokens, outputs, width), itemsize)
+        dx = t.new(numel, itemsize) if split.gathers else inner
+        made = _weight_gradients(t, weights, tokens)
+        del gathered, inner
+        return (dx, *made)
+
+    return t.record(out, (x.node, *_learning(weights)), backward, packs=True)
+
+
 def row_linear(t: Tape, x: Tensor, weights: tuple[Param, ...], split: Split) -> Tensor:
     """A product by rows: keeps its input; the sum over ranks is reduced, or scattered by tokens."""
     weight = weights[0]
@@ -230,11 +256,13 @@ def head_linear(t: Tape, x: Tensor, weight: Param, split: Split) -> Tensor:
     return t.record(out, (x.node, *_learning((weight,))), backward, packs=True)
 
 
-def vocabulary_loss(t: Tape, logits: Tensor) -> Tensor:
+def vocabulary_loss(t: Tape, logits: Tensor, *, compiled: bool = False) -> Tensor:
     """``vocab_parallel_cross_entropy``: fp32 logits that become softmax and gradient in place.
 
     ``megatron/core/tensor_parallel/cross_entropy.py``; going back, the gradient is cast to the
-    logits' dtype.
+    logits' dtype. ``compiled`` (``--cross-entropy-loss-fusion``, ``fused_cross_entropy.py``):
+    the same lines under ``torch.compile``, which writes the gradient into a copy of the softmax
+    first (the code that inductor of torch 2.13.0 makes of it has a second fp32 buffer).
     """
     numel, itemsize = logits.numel, logits.itemsize
     kept = t.new(numel, FP32_BYTES).storage
@@ -242,7 +270,10 @@ def vocabulary_loss(t: Tape, logits: Tensor) -> Tensor:
 
     def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
         _ = kept
-        return (t.new(numel, itemsize),)
+        copied = t.new(numel, FP32_BYTES) if compiled else None
+        made = t.new(numel, itemsize)
+        del copied
+        return (made,)
 
     return t.record(out, (logits.node,), backward)
 

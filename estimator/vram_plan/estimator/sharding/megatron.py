@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from vram_plan.estimator.blocks.megatron import is_built
+from vram_plan.estimator.blocks import megatron, megatron_experts
 from vram_plan.estimator.choices import BYTES
 from vram_plan.estimator.config import TrainConfig
 from vram_plan.estimator.inventory import Weight
@@ -20,7 +20,11 @@ from vram_plan.estimator.sharding.base import Rank, clipping_entry, weights_entr
 from vram_plan.estimator.sharding.fp8_weights import cached_copies, engine_state
 from vram_plan.estimator.sharding.megatron_fsdp import fsdp_entries
 from vram_plan.estimator.step import PASSES
-from vram_plan.profiles.switches import overlaps_tensor_ranks
+from vram_plan.profiles.switches import (
+    expert_tensor_ranks,
+    groups_experts,
+    overlaps_tensor_ranks,
+)
 
 BUFFER = "Megatron-LM megatron/core/distributed/param_and_grad_buffer.py"
 OPTIMIZER = "Megatron-LM megatron/core/optimizer/distrib_optimizer.py"
@@ -32,6 +36,8 @@ ENGINE_WORKSPACE = (4 * MIB, 32 * MIB)
 """Transformer Engine's own workspace for cuBLAS: before Hopper, and from Hopper on."""
 OVERLAPPED = 3
 """Streams of overlapped products (``_NUM_MAX_UB_STREAMS``)."""
+GROUPED = 4
+"""Streams of grouped products (``util/multi_stream.cpp`` ``num_compute_streams``)."""
 _BEFORE_HOPPER = frozenset({"ampere", "ada", "turing", "volta", "pascal"})
 _MOMENTS = {"adamw": 2, "adamw-fused": 2, "sgd-momentum": 1, "sgd": 0}
 
@@ -43,7 +49,7 @@ def keeps_gradients(config: TrainConfig) -> bool:
 
 def entries(rank: Rank) -> list[Entry]:
     """Weights, main gradients, masters and moments, and the buffers that stay."""
-    _divisible(rank.config)
+    _check(rank.config)
     if rank.config.fsdp:
         return [*fsdp_entries(rank), *engine_state(rank, 0), *_buffers(rank)]
     return [
@@ -57,8 +63,14 @@ def entries(rank: Rank) -> list[Entry]:
     ]
 
 
-def _divisible(config: TrainConfig) -> None:
-    if config.ep > 1 and config.shard_ranks % config.ep:
+def _check(config: TrainConfig) -> None:
+    if config.model.num_experts and config.tp > 1 and not config.sequence_parallel:
+        raise ValueError(
+            f"--tp {config.tp} of a model with experts: Megatron-LM trains it with sequence "
+            "parallelism alone (MoELayer.forward); add --sequence-parallel"
+        )
+    divided = config.ep * expert_tensor_ranks(config.stack, config.tp)
+    if config.ep > 1 and config.shard_ranks * config.tp % divided:
         raise ValueError(
             f"--ep {config.ep}: the {config.shard_ranks} data-parallel ranks are not divisible by "
             f"{config.ep}; choose a divisor"
@@ -96,7 +108,7 @@ def _optimizer(rank: Rank) -> list[Entry]:
     scale = inventory.scale
     dense = _numel(inventory.weights, scale, experts=False)
     sparse = _numel(inventory.weights, scale, experts=True)
-    own = -(-dense // ranks) + -(-sparse // max(1, ranks // config.ep))
+    own = -(-dense // ranks) + -(-sparse // max(1, _expert_copies(config, ranks)))
     shared = f"{dense + sparse:,.0f} parameters / {ranks} data-parallel ranks"
     moments = _MOMENTS.get(config.optimizer, 2)
     masters, state = _master_bytes(config), BYTES[config.state_dtype]
@@ -118,6 +130,12 @@ def _optimizer(rank: Rank) -> list[Entry]:
             state=True,
         ),
     ]
+
+
+def _expert_copies(config: TrainConfig, ranks: int) -> int:
+    """Ranks that hold the same experts, of ``ranks`` data-parallel ones and their tensor ranks."""
+    divided = config.ep * expert_tensor_ranks(config.stack, config.tp)
+    return ranks * config.tp // divided
 
 
 def _master_bytes(config: TrainConfig) -> int:
@@ -147,7 +165,8 @@ def engine_workspace(config: TrainConfig) -> int:
 
 def _buffers(rank: Rank) -> list[Entry]:
     config = rank.config
-    if not is_built(config.model) or config.engine != "megatron":
+    sparse = megatron_experts.is_built(config.model)
+    if config.engine != "megatron" or not (sparse or megatron.is_built(config.model)):
         return []
     size = engine_workspace(config)
     found = [
@@ -159,6 +178,16 @@ def _buffers(rank: Rank) -> list[Entry]:
             source=WORKSPACE,
         )
     ]
+    if sparse and groups_experts(config.stack):
+        found.append(
+            Entry(
+                component="buffers",
+                name="cuBLAS workspaces of grouped products",
+                bytes=GROUPED * size,
+                formula=f"{GROUPED} streams · {size // MIB} MiB",
+                source="TransformerEngine transformer_engine/pytorch/cpp_extensions/gemm.py",
+            )
+        )
     if overlaps_tensor_ranks(config.stack) and config.sequence_parallel and config.tp > 1:
         found.append(
             Entry(
@@ -170,21 +199,27 @@ def _buffers(rank: Rank) -> list[Entry]:
                 source="TransformerEngine transformer_engine/pytorch/cpp_extensions/gemm.py",
             )
         )
-    if config.sequence_parallel and config.tp > 1 and _has_head(rank):
-        tokens = config.micro_batch * -(-config.seq_len // config.cp)
-        width = config.model.hidden_size * config.compute_bytes
-        found.append(
-            Entry(
-                component="buffers",
-                name="gathered input of the head",
-                bytes=tokens * width,
-                formula=f"{tokens:,} tokens · {width:,} bytes, kept for reuse",
-                source=MEMORY,
-            )
-        )
+    tokens = config.micro_batch * -(-config.seq_len // config.cp)
+    if sparse and config.ep * config.tp > 1:
+        ranks = config.ep * expert_tensor_ranks(config.stack, config.tp)
+        found.append(_gathered(config, "gathered input of experts", tokens * ranks // config.tp))
+    elif config.sequence_parallel and config.tp > 1 and _has_head(rank):
+        found.append(_gathered(config, "gathered input of the head", tokens))
     if config.cp > 1:
         found.append(_ring(rank))
     return found
+
+
+def _gathered(config: TrainConfig, name: str, tokens: int) -> Entry:
+    """One buffer under one name, as large as what was ever asked of it."""
+    width = config.model.hidden_size * config.compute_bytes
+    return Entry(
+        component="buffers",
+        name=name,
+        bytes=tokens * width,
+        formula=f"{tokens:,} tokens · {width:,} bytes, kept for reuse",
+        source=MEMORY,
+    )
 
 
 def _has_head(rank: Rank) -> bool:

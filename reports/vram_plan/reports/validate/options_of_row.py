@@ -170,7 +170,7 @@ def _scale(row: Row, model: ModelSpec) -> Options:
     gpus = row.gpus
     if gpus is None:
         raise ValueError("the number of GPUs is not stated")
-    options: Options = {"gpus": gpus, **degrees, "ep": _expert_ranks(row, gpus, degrees)}
+    options: Options = {"gpus": gpus, **degrees, "ep": row.expert_parallel or 1}
     if row.gpus_per_node and gpus % row.gpus_per_node == 0:
         options["gpus_per_node"] = row.gpus_per_node
     if row.engine in {"device-map", "ddp+device-map"}:
@@ -180,21 +180,6 @@ def _scale(row: Row, model: ModelSpec) -> Options:
         options["sequence_parallel"] = row.sequence_parallel
     options["virtual_pipeline"] = row.virtual_pipeline
     return options
-
-
-def _expert_ranks(row: Row, gpus: int, degrees: dict[str, int]) -> int:
-    """Expert ranks beside the tensor ranks that divide each expert.
-
-    Megatron-LM lets a stage's expert ranks take tensor ranks too (``--expert-tensor-parallel-size``
-    below ``--tensor-model-parallel-size``); a rank then holds as many bytes of experts as with
-    fewer expert ranks whose experts are cut by all tensor ranks.
-    """
-    ep, tp = row.expert_parallel or 1, degrees["tp"]
-    stage = gpus // degrees["pp"]
-    if (stage // tp) % ep == 0 or stage % ep:
-        return ep
-    within = min(tp, stage // ep)
-    return max(1, ep * within // tp)
 
 
 def _data(row: Row, model: ModelSpec) -> Options:

@@ -10,6 +10,45 @@ _OVERLAPPED = (
     "gpt3_weekly_mcore_tp2_pp2_current_scaling_native_fp8_tp_pp_sp_tp_overlap"
 )
 _DGX = ("h100", "gb200")
+_SEQUENTIAL, _WHOLE, _HALVED = (
+    "moe-grouped-gemm=0",
+    "expert-tensor-parallel-size=1",
+    "expert-tensor-parallel-size=2",
+)
+CASES = {
+    "gpt3_mcore_cp2_pp2_ep2_te_4experts2parallel_nondeterministic": _SEQUENTIAL,
+    "gpt3_mcore_cp2_pp2_ep2_te_4experts2parallel_nondeterministic_dp_last": _SEQUENTIAL,
+    "gpt3_mcore_te_tp2_pp1_te_8experts2parallel_dist_optimizer": _SEQUENTIAL,
+    "gpt3_mcore_te_tp2_pp1_te_8experts_etp1_ep4": _WHOLE,
+    "gpt3_mcore_te_tp2_pp1_te_a2a_ovlp_8experts_etp1_ep4": _WHOLE,
+    "gpt3_mcore_tp2_cp2_pp2_ep2_te_4experts2parallel": _SEQUENTIAL,
+    "gpt3_mcore_tp2_cp2_pp2_ep2_te_4experts2parallel_dp_last": _SEQUENTIAL,
+    "gpt3_mcore_tp2_pp2_ep2_etp2_te_4experts2parallel": f"{_SEQUENTIAL};{_HALVED}",
+    "gpt3_mcore_tp2_pp2_ep2_etp2_te_4experts2parallel_dp_last": f"{_SEQUENTIAL};{_HALVED}",
+    "gpt3_mcore_tp2_pp2_ep2_te_4experts2parallel": _SEQUENTIAL,
+}
+"""Folder of a test of Megatron-LM's with experts → what its ``model_config.yaml`` says of them
+(NVIDIA/Megatron-LM @ d98e8a64 ``tests/functional_tests/test_cases/moe``)."""
+WORKSPACES = "NVIDIA/Megatron-LM@d98e8a64d:tests/functional_tests/test_cases/"
+"""Tests whose ``model_config.yaml`` sets ``CUBLAS_WORKSPACE_CONFIG: :4096:8``, save those below."""
+OWN_WORKSPACES = frozenset(
+    {
+        "deepseek_proxy_fsdp_ep2_fsdp2",
+        "deepseek_proxy_fsdp_ep2_fsdp2_ep_overlap",
+        "gpt3_15b_8t_release",
+        "gpt3_15b_8t_release_sm",
+        "gpt3_15b_8t_release_sm_gb200",
+        "gpt3_mcore_te_tp1_pp2_cp4_a2a_p2p_nondeterministic",
+        "gpt3_mcore_te_tp2_pp1_cp2_nondeterministic",
+        "gpt3_mcore_te_tp2_pp2_cp2",
+        "gpt3_mcore_te_tp2_pp2_cp2_etp4_dp_last",
+        "gpt3_mcore_te_tp2_pp2_cp2_etp4_nondeterministic_dp_last",
+        "gpt3_mcore_te_tp2_pp2_cp2_nondeterministic",
+        "gpt3_mcore_te_tp2_pp2_cross_entropy_loss_fusion",
+        "gpt3_mcore_te_tp2_pp2_ep4_etp1_memory_speed",
+        "gpt3_mcore_te_tp2_pp2_ep4_etp1_selective_recompute_experimental",
+    }
+)
 REQUIRED = {
     **{f"{_OVERLAPPED}/golden_values_dev_dgx_{gpu}.json": "tp-comm-overlap=1" for gpu in _DGX},
     "modelscope/ms-swift@b40f31df7^:docs/source_en/LLM/Benchmark.md": (
