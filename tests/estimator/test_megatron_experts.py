@@ -34,6 +34,7 @@ GPT = ModelSpec(
 )
 EIGHT = replace(GPT, num_experts=8)
 DETERMINISTIC = "cublas-workspace-config=:4096:8"
+EXCHANGED = "moe-token-dispatcher-type=alltoall"
 RUN: dict[str, Any] = {
     "engine": "megatron",
     "gpus": 8,
@@ -61,6 +62,14 @@ def planned(model: ModelSpec = GPT, **options: Any) -> Plan:
             replace(EIGHT, num_experts_per_tok=2),
             SPLIT | {"ep": 4, "zero": 0, "stack": f"{DETERMINISTIC},expert-tensor-parallel-size=1"},
             4_013_319_680,
+        ),
+        # ..._te_tp2_pp1_te_a2a_ovlp_8experts_etp1_ep4, H100
+        (
+            replace(EIGHT, num_experts_per_tok=2),
+            SPLIT
+            | {"ep": 4, "zero": 0}
+            | {"stack": f"{EXCHANGED},{DETERMINISTIC},expert-tensor-parallel-size=1"},
+            4_065_854_464,
         ),
         # ..._te_tp2_pp1_te_8experts2parallel_top2router, A100
         (
@@ -133,6 +142,16 @@ def test_activations_rise_with_the_experts_a_token_is_sent_to() -> None:
     assert (two - one) / (12 * 4 * 1024) == pytest.approx(row, rel=0.01)
 
 
+def test_exchanged_tokens_need_no_room_for_everyones() -> None:
+    """Gathered ones lie in a buffer of all ranks' tokens; exchanged ones are a rank's share."""
+    gathered, exchanged = (
+        planned(EIGHT, ep=8, stack=f"moe-token-dispatcher-type={way}").memory.components
+        for way in ("allgather", "alltoall")
+    )
+    assert gathered["buffers"] - exchanged["buffers"] == 8 * 4 * 1024 * 512 * 2
+    assert exchanged["activations"] == pytest.approx(gathered["activations"], rel=0.02)
+
+
 def test_tensor_ranks_need_sequence_parallelism() -> None:
     """``MoELayer.forward`` raises without it."""
     with pytest.raises(ValueError, match="--sequence-parallel"):
@@ -171,6 +190,7 @@ def test_a_gated_shared_expert_and_norms_of_heads_are_composed() -> None:
     [
         ("cublas-workspace-config=4 MiB", ":KIB:COUNT"),
         ("expert-tensor-parallel-size=none", "number of ranks"),
+        ("moe-token-dispatcher-type=flex", "choose from allgather, alltoall"),
     ],
 )
 def test_switches_that_say_nothing_are_refused(text: str, said: str) -> None:

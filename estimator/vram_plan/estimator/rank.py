@@ -109,6 +109,7 @@ def treat(config: TrainConfig) -> Treatment:
         expert=config.ep,
         expert_tensor=switches.expert_tensor_ranks(config.stack, config.tp),
         groups_experts=switches.groups_experts(config.stack),
+        exchanges_tokens=switches.exchanges_tokens(config.stack),
         sequence_parallel=config.sequence_parallel,
         alternates=switches.alternates_products(config.stack),
         compiled=bool(config.compile),

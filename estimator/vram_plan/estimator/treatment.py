@@ -49,6 +49,7 @@ class Treatment:
         expert: ranks that divide the experts of a sparse layer (expert parallelism).
         expert_tensor: ranks that divide each expert, in Megatron-LM's layers.
         groups_experts: Megatron-LM's experts are one grouped product, not one after the other.
+        exchanges_tokens: tokens travel to Megatron-LM's experts; else all ranks' are gathered.
         sequence_parallel: norms and residuals are split over the tensor ranks too.
         fused: kernels that replace written-out operations (``rmsnorm``, ``rope``, ``swiglu``).
         keeps_inputs: linear layers save their input for the backward pass though they are frozen.
@@ -87,6 +88,7 @@ class Treatment:
     expert: int = 1
     expert_tensor: int = 1
     groups_experts: bool = True
+    exchanges_tokens: bool = False
     sequence_parallel: bool = False
     alternates: bool = False
     compiled: bool = False

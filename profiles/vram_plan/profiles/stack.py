@@ -48,6 +48,7 @@ _OTHERS = (
     "loop",
     "megatron-core",
     "moe-grouped-gemm",
+    "moe-token-dispatcher-type",
     "ms-swift",
     "nemo-container",
     "python",

@@ -281,6 +281,16 @@ def groups_experts(stack: Stack) -> bool:
     return stack.version("moe-grouped-gemm") != "0"
 
 
+def exchanges_tokens(stack: Stack) -> bool:
+    """Megatron-LM's ``--moe-token-dispatcher-type``: ``alltoall``, or ``allgather`` by default."""
+    found = stack.version("moe-token-dispatcher-type")
+    if found not in {"", "allgather", "alltoall"}:
+        raise ValueError(
+            f"--stack moe-token-dispatcher-type={found}: choose from allgather, alltoall"
+        )
+    return found == "alltoall"
+
+
 def expert_tensor_ranks(stack: Stack, tensor: int) -> int:
     """Megatron-LM's ``--expert-tensor-parallel-size``: ranks that divide an expert, else ``tp``."""
     found = stack.version("expert-tensor-parallel-size")

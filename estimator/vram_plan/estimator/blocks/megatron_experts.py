@@ -8,17 +8,20 @@ ranks divide each of them unless ``--stack expert-tensor-parallel-size=N`` does.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import groupby
 
 from vram_plan.estimator.blocks import megatron
 from vram_plan.estimator.forward import Forward
-from vram_plan.estimator.ops import elementwise
+from vram_plan.estimator.ops import elementwise, megatron_allgather, megatron_alltoall
 from vram_plan.estimator.ops import megatron as operators
 from vram_plan.estimator.ops import megatron_experts as experts
 from vram_plan.estimator.segment import Composition, Segment
-from vram_plan.estimator.tape import Tensor
+from vram_plan.estimator.tape import Tape, Tensor
 from vram_plan.profiles.model import ModelSpec
+
+Dispatch = Callable[[Tape, Tensor, Tensor, Tensor, experts.Routing], experts.Dispatched]
+Combine = Callable[[Tape, Tensor, Tensor, experts.Routing], Tensor]
 
 
 def is_built(spec: ModelSpec) -> bool:
@@ -67,7 +70,7 @@ def sparse_feed_forward(f: Forward, x: Tensor) -> Tensor:
 
 
 def _routed_experts(f: Forward, x: Tensor) -> Tensor:
-    """The default dispatcher: gathered tokens, this rank's experts, a sum over the ranks."""
+    """Routing, tokens to this rank's experts and back."""
     spec, t = f.spec, f.t
     ranks = megatron.split_of(f).ranks
     s = experts.Routing(
@@ -81,14 +84,17 @@ def _routed_experts(f: Forward, x: Tensor) -> Tensor:
     logits = experts.gate(t, x, router)
     probabilities, routing_map = experts.choose(t, logits, s)
     del logits
-    everyones = experts.gather(t, probabilities, s)
-    del probabilities
-    rows, index, own = experts.permute(t, x, routing_map, s)
-    del routing_map
-    weights = experts.own_probabilities(t, everyones, own, s)
-    del own, everyones
-    out = _products(f, rows, weights)
-    return experts.unpermute(t, out, index, s)
+    dispatch, combine = _dispatcher(f)
+    reached = dispatch(t, x, probabilities, routing_map, s)
+    del probabilities, routing_map
+    out = _products(f, reached.rows, reached.weights)
+    return combine(t, out, reached.index, s)
+
+
+def _dispatcher(f: Forward) -> tuple[Dispatch, Combine]:
+    if f.how.exchanges_tokens:
+        return megatron_alltoall.dispatch, megatron_alltoall.combine
+    return megatron_allgather.dispatch, megatron_allgather.combine
 
 
 def _products(f: Forward, rows: Tensor, probabilities: Tensor) -> Tensor:

@@ -1,10 +1,8 @@
-"""Operators of Megatron-LM's experts: routing, tokens to experts and back, grouped products.
+"""Operators of Megatron-LM's experts: routing, and products for all of a rank's experts at once.
 
 Megatron-LM @ d98e8a64 ``megatron/core/transformer/moe`` (``router.py``, ``moe_utils.py``,
-``token_dispatcher.py``, ``experts.py``) with the dispatcher that is its default, ``allgather``:
-tokens of all tensor- and expert-parallel ranks are gathered, each rank picks those of its own
-experts, and what they return is summed over the ranks. Experts are taken as evenly loaded; losses
-that balance them are off, as by default.
+``experts.py``). Experts are taken as evenly loaded; losses that balance them are off, as by
+default.
 """
 
 from __future__ import annotations
@@ -13,11 +11,28 @@ from dataclasses import dataclass
 
 from vram_plan.estimator.ops.attention import softmax
 from vram_plan.estimator.ops.elementwise import FP32_BYTES, cast
-from vram_plan.estimator.ops.experts import INDEX_BYTES, topk
+from vram_plan.estimator.ops.experts import topk
 from vram_plan.estimator.tape import Param, Tape, Tensor
 
-_BOOLEAN = 1
+BOOLEAN = 1
 _INT32_BYTES = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dispatched:
+    """What reaches a rank's experts.
+
+    Attributes:
+        rows: [own tokens, hidden], sorted by expert.
+        weights: a probability for each row.
+        index: where a row goes back to.
+        held: what variables of ``MoELayer.forward`` hold until it returns.
+    """
+
+    rows: Tensor
+    weights: Tensor
+    index: Tensor
+    held: tuple[Tensor, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +102,7 @@ def choose(t: Tape, logits: Tensor, s: Routing) -> tuple[Tensor, Tensor]:
     mask = t.new(logits.numel, _INT32_BYTES)
     scattered = t.new(logits.numel, _INT32_BYTES)
     del mask
-    routing_map = t.new(logits.numel, _BOOLEAN)
+    routing_map = t.new(logits.numel, BOOLEAN)
     del scattered
     return probabilities, routing_map
 
@@ -102,66 +117,6 @@ def _scatter(t: Tape, x: Tensor, index: Tensor, numel: int) -> Tensor:
     def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
         _ = kept
         return (t.new(size, itemsize),)
-
-    return t.record(out, (x.node,), backward)
-
-
-def gather(t: Tape, x: Tensor, s: Routing) -> Tensor:
-    """All ranks' probabilities; their gradient is summed and scattered."""
-    if s.gathered == 1:
-        return x
-    numel, itemsize = x.numel, x.itemsize
-    out = t.new(numel * s.gathered, itemsize)
-    return t.record(out, (x.node,), lambda grad: (t.new(numel, itemsize),))
-
-
-def permute(t: Tape, x: Tensor, routing_map: Tensor, s: Routing) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows of this rank's experts, the places they came from, and the map of those experts.
-
-    The gathered tokens lie in a buffer that stays (``GlobalMemoryBuffer``); an argsort of the map
-    of this rank's experts finds the rows, which ``index_select`` copies. Back, they are added into
-    zeros for all tokens, which are summed over the ranks.
-    """
-    cells = s.own_experts * s.all_tokens
-    everyone = t.new(routing_map.numel * s.gathered, _BOOLEAN) if s.gathered > 1 else routing_map
-    own = t.new(cells, _BOOLEAN)
-    turned, order = t.new(cells, _BOOLEAN), t.new(cells, INDEX_BYTES)
-    index = t.new(s.own_tokens, INDEX_BYTES)
-    del everyone, turned, order
-    width, itemsize, numel = x.numel // s.tokens, x.itemsize, x.numel
-    kept = index.storage
-
-    def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
-        _ = kept
-        whole = t.new(s.all_tokens * width, itemsize)
-        return (t.new(numel, itemsize) if s.gathered > 1 else whole,)
-
-    rows = t.record(t.new(s.own_tokens * width, itemsize), (x.node,), backward)
-    return rows, index, own
-
-
-def own_probabilities(t: Tape, x: Tensor, own: Tensor, s: Routing) -> Tensor:
-    """One probability for each row: the columns of this rank's experts, turned, masked.
-
-    ``masked_select`` keeps what it selects from, and the mask.
-    """
-    cells = s.own_experts * s.all_tokens
-    columns = t.new(cells, x.itemsize)
-    turned, mask = t.new(cells, x.itemsize), t.new(cells, _BOOLEAN)
-    del columns
-    kept = (turned.storage, mask.storage)
-    full, itemsize = x.numel, x.itemsize
-    out = t.new(s.own_tokens, itemsize)
-    del turned, mask
-
-    def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
-        _ = kept
-        masked = t.new(cells, itemsize)
-        again = t.new(cells, itemsize)
-        del masked
-        whole = t.new(full, itemsize)
-        del again
-        return (whole,)
 
     return t.record(out, (x.node,), backward)
 
@@ -206,21 +161,3 @@ def weighted_swiglu(t: Tape, x: Tensor, probabilities: Tensor) -> Tensor:
         return t.new(wide, itemsize), t.new(rows, itemsize)
 
     return t.record(t.new(wide // 2, itemsize), (x.node, probabilities.node), backward)
-
-
-def unpermute(t: Tape, x: Tensor, index: Tensor, s: Routing) -> Tensor:
-    """Rows added into zeros for all tokens, which are summed over the ranks and scattered."""
-    width = x.numel // s.own_tokens
-    numel, itemsize, kept = x.numel, x.itemsize, index.storage
-    summed = t.new(s.all_tokens * width, itemsize)
-    out = t.new(s.tokens * width, itemsize) if s.gathered > 1 else summed
-    del summed
-
-    def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
-        _ = kept
-        whole = t.new(s.all_tokens * width, itemsize) if s.gathered > 1 else grad
-        rows = t.new(numel, itemsize)
-        del whole
-        return (rows,)
-
-    return t.record(out, (x.node,), backward)

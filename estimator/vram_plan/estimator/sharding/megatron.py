@@ -21,6 +21,7 @@ from vram_plan.estimator.sharding.fp8_weights import cached_copies, engine_state
 from vram_plan.estimator.sharding.megatron_fsdp import fsdp_entries
 from vram_plan.estimator.step import PASSES
 from vram_plan.profiles.switches import (
+    exchanges_tokens,
     expert_tensor_ranks,
     groups_experts,
     overlaps_tensor_ranks,
@@ -200,7 +201,7 @@ def _buffers(rank: Rank) -> list[Entry]:
             )
         )
     tokens = config.micro_batch * -(-config.seq_len // config.cp)
-    if sparse and config.ep * config.tp > 1:
+    if sparse and config.ep * config.tp > 1 and not exchanges_tokens(config.stack):
         ranks = config.ep * expert_tensor_ranks(config.stack, config.tp)
         found.append(_gathered(config, "gathered input of experts", tokens * ranks // config.tp))
     elif config.sequence_parallel and config.tp > 1 and _has_head(rank):

@@ -10,8 +10,9 @@ _OVERLAPPED = (
     "gpt3_weekly_mcore_tp2_pp2_current_scaling_native_fp8_tp_pp_sp_tp_overlap"
 )
 _DGX = ("h100", "gb200")
-_SEQUENTIAL, _WHOLE, _HALVED = (
+_SEQUENTIAL, _EXCHANGED, _WHOLE, _HALVED = (
     "moe-grouped-gemm=0",
+    "moe-token-dispatcher-type=alltoall",
     "expert-tensor-parallel-size=1",
     "expert-tensor-parallel-size=2",
 )
@@ -20,7 +21,7 @@ CASES = {
     "gpt3_mcore_cp2_pp2_ep2_te_4experts2parallel_nondeterministic_dp_last": _SEQUENTIAL,
     "gpt3_mcore_te_tp2_pp1_te_8experts2parallel_dist_optimizer": _SEQUENTIAL,
     "gpt3_mcore_te_tp2_pp1_te_8experts_etp1_ep4": _WHOLE,
-    "gpt3_mcore_te_tp2_pp1_te_a2a_ovlp_8experts_etp1_ep4": _WHOLE,
+    "gpt3_mcore_te_tp2_pp1_te_a2a_ovlp_8experts_etp1_ep4": f"{_WHOLE};{_EXCHANGED}",
     "gpt3_mcore_tp2_cp2_pp2_ep2_te_4experts2parallel": _SEQUENTIAL,
     "gpt3_mcore_tp2_cp2_pp2_ep2_te_4experts2parallel_dp_last": _SEQUENTIAL,
     "gpt3_mcore_tp2_pp2_ep2_etp2_te_4experts2parallel": f"{_SEQUENTIAL};{_HALVED}",
@@ -29,6 +30,9 @@ CASES = {
 }
 """Folder of a test of Megatron-LM's with experts → what its ``model_config.yaml`` says of them
 (NVIDIA/Megatron-LM @ d98e8a64 ``tests/functional_tests/test_cases/moe``)."""
+SWIFT_EXPERTS = f"{_EXCHANGED};{_WHOLE}"
+"""ms-swift's defaults under Megatron-LM (modelscope/ms-swift ``swift/megatron/argument/
+megatron_args.py`` ``moe_token_dispatcher_type``, ``expert_tensor_parallel_size``)."""
 WORKSPACES = "NVIDIA/Megatron-LM@d98e8a64d:tests/functional_tests/test_cases/"
 """Tests whose ``model_config.yaml`` sets ``CUBLAS_WORKSPACE_CONFIG: :4096:8``, save those below."""
 OWN_WORKSPACES = frozenset(

@@ -6,7 +6,13 @@ from functools import lru_cache
 
 from vram_plan.profiles.measured_row import Row
 from vram_plan.profiles.stack import Stack, parse_stack
-from vram_plan.reports.validate.source_facts import CASES, OWN_WORKSPACES, REQUIRED, WORKSPACES
+from vram_plan.reports.validate.source_facts import (
+    CASES,
+    OWN_WORKSPACES,
+    REQUIRED,
+    SWIFT_EXPERTS,
+    WORKSPACES,
+)
 
 _PLUGINS = "framework configuration accelerated-peft"
 """Notes of runs whose adapters came from fms-acceleration's plugins instead of TRL."""
@@ -17,7 +23,7 @@ def stack_of_row(row: Row) -> Stack:
     parts = [part for part in (row.stack or "").split(";") if part]
     named = {part.partition("=")[0] for part in parts}
     required = _required((row.source or "").partition(":")[2])
-    required = f"{required};{_expert_tensor_ranks(row)}"
+    required = f"{required};{_experts(row)}"
     parts += [one for one in required.split(";") if one and one.partition("=")[0] not in named]
     loop = "fms-acceleration" if _PLUGINS in (row.notes or "") else row.trainer
     if loop is not None:
@@ -25,13 +31,15 @@ def stack_of_row(row: Row) -> Stack:
     return _parsed(";".join(part for part in parts if _is_known(part)))
 
 
-def _expert_tensor_ranks(row: Row) -> str:
-    """Expert ranks that have no room beside the tensor ranks take some of them.
+def _experts(row: Row) -> str:
+    """A loop's own defaults, or what the numbers of ranks say by themselves.
 
-    ``--expert-tensor-parallel-size`` is then below ``--tensor-model-parallel-size``, whether the
-    row's notes say so or not.
+    Expert ranks that have no room beside the tensor ranks take some of them:
+    ``--expert-tensor-parallel-size`` is then below ``--tensor-model-parallel-size``.
     """
     tensor, expert = row.tensor_parallel or 1, row.expert_parallel or 1
+    if row.trainer == "ms-swift" and row.engine == "megatron" and row.num_experts:
+        return SWIFT_EXPERTS
     stage = (row.gpus or 1) // (row.pipeline_parallel or 1)
     if (stage // tensor) % expert == 0 or stage % expert:
         return ""
