@@ -99,6 +99,8 @@ def complete(model: ModelSpec, options: Options) -> TrainConfig:
     _resolve_precision(model, values, notes)
     if values.get("compile") and model.model_type not in FUSED_FAMILIES:
         notes.append(f"--compile: {model.model_type} is counted as written, nothing fused")
+    if model.num_experts and values["engine"] == "megatron" and values.get("tp", 1) > 1:
+        values.setdefault("sequence_parallel", True)  # ``MoELayer.forward`` trains it so alone
     if switches.fuses_adamw(values["stack"]) and values.get("optimizer", "adamw") == "adamw":
         values["optimizer"] = "adamw-fused"
     _check_group(values)

@@ -68,7 +68,7 @@ def _check(config: TrainConfig) -> None:
     if config.model.num_experts and config.tp > 1 and not config.sequence_parallel:
         raise ValueError(
             f"--tp {config.tp} of a model with experts: Megatron-LM trains it with sequence "
-            "parallelism alone (MoELayer.forward); add --sequence-parallel"
+            "parallelism alone (MoELayer.forward); leave --no-sequence-parallel out"
         )
     divided = config.ep * expert_tensor_ranks(config.stack, config.tp)
     if config.ep > 1 and config.shard_ranks * config.tp % divided:
