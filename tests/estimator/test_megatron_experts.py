@@ -154,7 +154,7 @@ def test_exchanged_tokens_need_no_room_for_everyones() -> None:
 
 def test_tensor_ranks_need_sequence_parallelism() -> None:
     """``MoELayer.forward`` raises without it, so it is the default there."""
-    left_out, asked = (planned(tp=2, **more).memory for more in ({}, {"sequence_parallel": True}))
+    left_out, asked = planned(tp=2).memory, planned(tp=2, sequence_parallel=True).memory
     assert left_out.allocated_bytes == asked.allocated_bytes
     with pytest.raises(ValueError, match="--no-sequence-parallel"):
         planned(tp=2, sequence_parallel=False)
