@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from vram_plan.estimator import plan, reserved_fsdp2
+from vram_plan.estimator import plan, reserved_frame
 from vram_plan.estimator.allocator import replay
 from vram_plan.estimator.overhead import is_modelled
 from vram_plan.estimator.planner import Plan
@@ -56,7 +56,7 @@ def test_nothing_leaks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config = _planned(name, seq_len=256).config
     left = []
     for steps in (1, 2, 3):
-        monkeypatch.setattr(reserved_fsdp2, "STEPS", steps)
+        monkeypatch.setattr(reserved_frame, "STEPS", steps)
         left.append(sum(delta for _, delta in run_timeline(config).changes))
     assert left[0] == left[1] == left[2]
 

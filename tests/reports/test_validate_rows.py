@@ -278,3 +278,13 @@ def test_rows_nobody_ran_are_skipped_with_a_reason_or_predicted() -> None:
         for one in result.comparisons:
             if one.metric.startswith("allocated"):
                 assert one.predicted > 0
+
+
+@pytest.mark.parametrize(("name", "heads"), [("bloom-028", 64), ("bloom-031", 64)])
+def test_heads_that_the_file_states_below_its_tables(name: str, heads: int) -> None:
+    row = next(row for row in read_rows() if isinstance(row, Row) and row.id == name)
+    assert row.num_heads is None
+    assert model_of_row(row).num_attention_heads == heads
+    elsewhere = replace(row, source="github:someone/else@0123abc:train/README.md#L1")
+    with pytest.raises(ValueError, match="num heads is not stated"):
+        model_of_row(elsewhere)

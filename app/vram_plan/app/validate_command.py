@@ -6,7 +6,7 @@ import gc
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, TypeVar
 
@@ -63,6 +63,12 @@ _QUIET_SECONDS, _BETWEEN_SECONDS = 1.0, 0.2
     help="How many of the worst rows are shown.  [default: 10]",
 )
 @click.option("--peers", is_flag=True, help="Published estimators on the same rows instead.")
+@click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Processes for a file of many rows.  [default: the cores it may use]",
+)
 @click.pass_context
 def validate(
     context: click.Context,
@@ -71,7 +77,7 @@ def validate(
     format_: str,
     row_id: str | None,
     explain: bool,
-    **choice: tuple[str, ...] | int,
+    **choice: tuple[str, ...] | int | None,
 ) -> None:
     """Predict the memory of published runs and print the error by stratum.
 
@@ -82,17 +88,19 @@ def validate(
     Examples:
       vram-plan validate
       vram-plan validate --data my-runs.csv --format json
+      vram-plan validate --data my-runs.csv --jobs 4
       vram-plan validate --row fms-a100-main-001 --explain
       vram-plan validate --metric allocated_peak_bytes --worst 20
       vram-plan validate --peers
     """
     if explain and row_id is None:
         raise click.UsageError("--explain needs --row ID: the ledger is that of one row")
-    metrics, worst = choice["metrics"], choice["worst"]
+    metrics, worst, jobs = choice["metrics"], choice["worst"], choice["jobs"]
     assert isinstance(metrics, tuple)
+    assert not isinstance(jobs, tuple)
     try:
         with _without_rounds():
-            found = _predicted(data, row_id, metrics)
+            found = _validated(data, row_id, metrics, jobs)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     if choice["peers"]:
@@ -116,23 +124,19 @@ def _without_rounds() -> Iterator[None]:
             gc.enable()
 
 
-def _predicted(data: str | None, row_id: str | None, metrics: tuple[str, ...]) -> Validation:
-    found = _validated(data, row_id)
-    if metrics:
-        found.comparisons = [one for one in found.comparisons if one.metric in metrics]
-    for one in _with_progress(found.comparisons, "figures"):
-        _ = one.predicted  # some replay the allocator, which takes its time
-    return found
-
-
-def _validated(data: str | None, row_id: str | None) -> Validation:
+def _validated(
+    data: str | None, row_id: str | None, metrics: tuple[str, ...], jobs: int | None
+) -> Validation:
     from vram_plan.profiles.measured import ROWS_FILE, read_rows
-    from vram_plan.reports.validate.run import validate as run
+    from vram_plan.reports.validate.processes import judge_rows, usable_cores
+    from vram_plan.reports.validate.run import collect
 
     rows: Iterable[Row | Invalid] = read_rows(data or ROWS_FILE)
     if row_id is not None:
         rows = _only(rows, row_id)
-    return run(_with_progress(rows, "rows"))
+    judged = judge_rows(rows, jobs=jobs or usable_cores(), metrics=metrics)
+    with closing(judged):  # an interrupted run leaves no process behind
+        return collect(_with_progress(judged, "rows"))
 
 
 def _only(rows: Iterable[Row | Invalid], row_id: str) -> Iterator[Row | Invalid]:

@@ -123,12 +123,13 @@ def is_modelled(config: TrainConfig) -> bool:
     """Whether every storage of the run is known, so that the allocator can be asked.
 
     Whole states on each GPU, or of the blocks it holds (``device-map``), and nothing offloaded but
-    activations, or FSDP's shards with nothing offloaded. Other sharding engines allocate from
+    activations, or FSDP's shards, FSDP1's on the host too. Other sharding engines allocate from
     several streams at moments that only the device knows, and compiled blocks under FSDP2 from
     buffers that the compiler has laid out; its quantized shards are not written down yet.
     """
     if config.engine in {"fsdp1", "fsdp2"}:
-        plain = config.lengths == FIXED and config.offload == "none"
+        places = {"none", "optimizer+params"} if config.engine == "fsdp1" else {"none"}
+        plain = config.lengths == FIXED and config.offload in places
         if config.engine == "fsdp2":
             shared = config.model.model_type == "albert"  # a block that is gathered many times
             plain = plain and config.quantization == "none" and not shared

@@ -45,13 +45,12 @@ QUANTIZED_ON_LOAD = frozenset({"nf4", "fp4", "int8"})
 def reserved_bytes(config: TrainConfig, allocated: int) -> int:
     """The most that the allocator holds during the run.
 
-    Where the GPU is known and cannot give all that is asked for, the allocator gives cached
-    segments back on the way; where even that does not help, it is what a larger GPU would see.
+    A GPU that cannot give all that is asked for gets cached segments back on the way. Where that
+    does not help, it is all of the GPU if what is in use would fit, else what a larger one sees.
 
     Args:
         config: every option, resolved; ``overhead.is_modelled`` holds.
-        allocated: the plan's peak. The replay's differs where a size class is scaled to its
-            nominal parameters.
+        allocated: the plan's peak; the replay's differs where a size class is scaled.
     """
     epoch = parse_lengths(config.lengths)
     found = [_reserved(config, allocated, seed) for seed in (SEEDS if epoch else SEEDS[:1])]
@@ -64,8 +63,11 @@ def _reserved(config: TrainConfig, allocated: int, seed: int) -> int:
     if config.gpu is not None:
         limit = config.gpu.usable_bytes - overhead_bytes(config) + unlisted_workspaces(config)
     found = [peaks(config, seed=seed, stage=stage, limit=limit) for stage in _stages(config)]
-    seen = max(requested for _, requested in found) - unlisted_workspaces(config)
-    return max(reserved for reserved, _ in found) + max(allocated - seen, 0)
+    reserved = max(reserved for reserved, _ in found)
+    requested = max(requested for _, requested in found)
+    if limit is not None and requested <= limit:
+        reserved = min(reserved, limit)
+    return reserved + max(allocated - requested + unlisted_workspaces(config), 0)
 
 
 def peaks(config: TrainConfig, *, seed: int, stage: int, limit: int | None) -> tuple[int, int]:

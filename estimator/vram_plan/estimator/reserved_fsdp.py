@@ -3,7 +3,8 @@
 A free block serves only the stream it was made for, so what each stream holds at most adds up:
 weights are gathered on one, shards of gradients made on another, all else on the default one. What
 a second stream reads is free again when that stream is through with it (``record_stream``), which
-the next unit does not wait for; the rate limiter bounds that to one unit. Nothing is fitted.
+the next unit does not wait for; the rate limiter bounds that to one unit. Shards that wait on the
+host come to the device on a stream of their own, and gradients' shards leave it. Nothing is fitted.
 Source: torch 2.13.0 ``torch/distributed/fsdp/_runtime_utils.py`` ``_unshard``, ``_reduce_grad``,
 ``_reshard``; ``_flat_param.py`` ``_free_unsharded_flat_param``.
 """
@@ -14,38 +15,33 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from vram_plan.estimator.config import TrainConfig
-from vram_plan.estimator.inventory import Weight
-from vram_plan.estimator.overhead import workspace_bytes
-from vram_plan.estimator.rank import beside_named, run_passes
 from vram_plan.estimator.recording import record
+from vram_plan.estimator.reserved_frame import ShardedRun
 from vram_plan.estimator.reserved_units import (
     UnitSizes,
     broadcast_buckets,
     local_weights,
     scale_bytes,
     unit_sizes,
-    update,
     whole_bytes,
 )
 from vram_plan.estimator.sharding import fsdp1
-from vram_plan.estimator.sharding.base import Rank
 from vram_plan.estimator.sharding.units import Unit, gathered_bytes, held_bytes, unit_of
 from vram_plan.estimator.storages import Storages
-from vram_plan.estimator.timeline import Passes, Piece, Script
+from vram_plan.estimator.timeline import Piece, Script
 from vram_plan.profiles.switches import broadcasts_states
 
 __all__ = ["write_sharded"]
 
-STEPS = 2
-UNSHARD, REDUCE = 1, 2
-"""``unshard_stream`` and ``post_backward_stream``; 0 is the default stream."""
+UNSHARD, REDUCE, FETCH = 1, 2, 3
+"""``unshard_stream``, ``post_backward_stream`` and ``pre_unshard_stream``; 0 is the default one."""
 
 
 def write_sharded(config: TrainConfig, timeline: Storages) -> None:
     """Every change of the loading and of two steps on one rank.
 
     Args:
-        config: every option, resolved; the engine is ``fsdp1`` and nothing is offloaded.
+        config: every option, resolved; the engine is ``fsdp1``.
         timeline: what becomes of the changes.
     """
     _Run(config, timeline).write()
@@ -60,32 +56,19 @@ class _Place:
     hooked: int = 0
 
 
-class _Run:
+class _Run(ShardedRun):
     """Writes the timeline of one configuration."""
 
     def __init__(self, config: TrainConfig, timeline: Storages) -> None:
-        self.config = config
-        self.rank_passes = run_passes(config, keeps_gradients=True)
-        self.layout = fsdp1.Timeline(Rank(config=config, passes=self.rank_passes))
-        self.timeline = timeline
-        self.passes = Passes(self.timeline)
+        super().__init__(config, timeline)
+        self.layout = fsdp1.Timeline(self.rank)
         self.places = list(self._in_order())
-        self.states: list[Weight] = []
         self.gathered: dict[int, int] = {}
         self.waiting: list[int] = []
         self.flat: list[int] = []
-        self.shards: list[int] = []
         self.hooked: list[int] = []
         self.sizes: dict[int, UnitSizes] = {}
-        self.workspaces = 0
-
-    def write(self) -> None:
-        """Load, then step twice."""
-        self._load()
-        for step in range(STEPS):
-            for _ in range(min(2, self.config.grad_accum)):
-                self._micro_batch()
-            update(self.timeline, self.config.optimizer, self.states, self.shards, first=step == 0)
+        self.root = 0
 
     def _in_order(self) -> Iterator[_Place]:
         for link in self.layout.chain:
@@ -96,24 +79,13 @@ class _Run:
             for _ in range(link.count):
                 yield _Place(Piece(script) if script else None, unit, hooked)
 
-    def _load(self) -> None:
-        """Unit by unit: its weights, a flat copy of them, and the part of it that stays."""
-        timeline = self.timeline
+    def load(self) -> None:
+        """Unit by unit; where weights wait on the host, nothing but scales stays."""
         blocks = [place.unit for place in self.places if place.unit is not None]
         units = (*blocks, self.layout.root)
-        shards = []
-        for unit in units:
-            base = self.layout.wrapped(unit)
-            parts = [timeline.take(round(gathered_bytes(self.config, p, 1))) for p in base.params]
-            if broadcasts_states(self.config.stack):
-                timeline.scratch(broadcast_buckets(self.config, base))
-            flat = timeline.take(whole_bytes(self.config, base))
-            timeline.give_all(parts)
-            shards.append((timeline.take(self._part(whole_bytes(self.config, base))), base))
-            timeline.give(flat)
-            for param in unit.params:
-                if param.packed:
-                    timeline.take(scale_bytes(self.config, param))
+        shards = [self._load_unit(unit) for unit in units]
+        if self.on_host:
+            return
         self._widen(shards)
         for unit in units:
             self.states += local_weights(
@@ -121,7 +93,24 @@ class _Run:
             )
         for weight in self.states:
             if weight.added:
-                timeline.take(weight.numel * weight.itemsize)
+                self.timeline.take(weight.numel * weight.itemsize)
+
+    def _load_unit(self, unit: Unit) -> tuple[int, Unit]:
+        """Its weights, a flat copy of them, and the part of it that stays."""
+        timeline, base = self.timeline, self.layout.wrapped(unit)
+        parts = [timeline.take(round(gathered_bytes(self.config, p, 1))) for p in base.params]
+        if broadcasts_states(self.config.stack):
+            timeline.scratch(broadcast_buckets(self.config, base))
+        flat = timeline.take(whole_bytes(self.config, base))
+        timeline.give_all(parts)
+        shard = timeline.take(self._part(whole_bytes(self.config, base)))
+        timeline.give(flat)
+        for param in unit.params:
+            if param.packed:
+                timeline.take(scale_bytes(self.config, param))
+        if self.on_host:
+            timeline.give(shard)
+        return shard, base
 
     def _widen(self, shards: list[tuple[int, Unit]]) -> None:
         """Accelerate's upcast: another tensor for each shard that is held wider than computed."""
@@ -132,24 +121,9 @@ class _Run:
                 self.timeline.take(self._part(wide))
                 self.timeline.give(number)
 
-    def _micro_batch(self) -> None:
-        timeline, passes = self.timeline, self.rank_passes
-        inputs = [timeline.take(passes.inputs // 2) for _ in range(2)]
-        kept, passing = timeline.take(passes.shared), timeline.take(beside_named(passes))
-        self._workspace()
-        root = timeline.take(whole_bytes(self.config, self.layout.root), UNSHARD)
-        self.passes.forward(_Order(self))
-        timeline.give(passing)
-        self._workspace()
-        self.passes.backward(_Order(self))
-        self._let_go()
-        if self.layout.root.learns:
-            self._reduce(self.layout.root)
-        timeline.give_all(self.flat)
-        timeline.give_all(self.hooked)
-        timeline.give(root)
-        timeline.give(kept)
-        timeline.give_all(inputs)
+    def gather_root(self) -> None:
+        """As every unit is; it stays until the backward pass is over."""
+        self.root = self._unshard(self._sizes(self.layout.root))
 
     def forward(self) -> Iterator[Piece]:
         """Each segment with its unit gathered; the last unit's memory is free one unit later."""
@@ -180,6 +154,15 @@ class _Run:
                 self._reduce(place.unit)
             self._reshard(index)
 
+    def end_backward(self) -> None:
+        """What is outside the blocks is reduced last."""
+        self._let_go()
+        if self.layout.root.learns:
+            self._reduce(self.layout.root)
+        self.timeline.give_all(self.flat)
+        self.timeline.give_all(self.hooked)
+        self.timeline.give(self.root)
+
     def _keep(self, place: _Place, number: int | None) -> None:
         """What a hook on a frozen unit's input holds until the end (``fsdp1.hooked_bytes``)."""
         if place.hooked and place.piece is not None and number in place.piece.numbers:
@@ -188,7 +171,21 @@ class _Run:
     def _gather(self, index: int) -> None:
         unit = self.places[index].unit
         if unit is not None and index not in self.gathered:
-            self.gathered[index] = self.timeline.take(self._sizes(unit).whole, UNSHARD)
+            self.gathered[index] = self._unshard(self._sizes(unit))
+
+    def _unshard(self, sizes: UnitSizes) -> int:
+        """A flat weight, gathered from shards in the compute dtype on the device.
+
+        Those that are held otherwise, or on the host, are copied on a stream of their own
+        (``_flat_param.py`` ``pre_unshard``); the gather has read them one unit later. One that is
+        both comes to the device as it is held first.
+        """
+        cast = sizes.held > sizes.whole
+        if cast or self.on_host:
+            self.waiting.append(self.timeline.take(self._part(sizes.whole), FETCH))
+        if cast and self.on_host:
+            self.timeline.give(self.timeline.take(self._part(sizes.held), FETCH))
+        return self.timeline.take(sizes.whole, UNSHARD)
 
     def _reshard(self, index: int) -> None:
         if index in self.gathered:
@@ -206,10 +203,11 @@ class _Run:
         if sizes.learns:
             self.flat.append(timeline.take(sizes.whole))
         timeline.give_all(self.passes.gradients)
-        if sizes.learns and not self.config.grad_accum > 1:
-            self.shards.append(self._sharded(sizes))
-        for nbytes in sizes.added:
-            self.shards.append(timeline.take(nbytes, REDUCE))
+        shards = [self._sharded(sizes)] if sizes.learns else []
+        shards += [timeline.take(nbytes, REDUCE) for nbytes in sizes.added]
+        if self.adds or self.on_host:  # to those of the micro-batch before; to the host
+            timeline.give_all(shards)
+        self.shards += shards
         timeline.give_all(before)
 
     def _sharded(self, sizes: UnitSizes) -> int:
@@ -231,24 +229,5 @@ class _Run:
             found = self.sizes[id(unit)] = unit_sizes(self.config, unit, base, self.layout.ranks)
         return found
 
-    def _workspace(self) -> None:
-        """The forward and the autograd thread take one each, when they first multiply."""
-        if self.workspaces < 2:
-            self.workspaces += 1
-            self.timeline.take(workspace_bytes(self.config))
-
     def _part(self, size: int) -> int:
         return -(-size // self.layout.ranks)
-
-
-class _Order:
-    """The segments as the passes run them, gathered just before."""
-
-    def __init__(self, run: _Run) -> None:
-        self._run = run
-
-    def __iter__(self) -> Iterator[Piece]:
-        return self._run.forward()
-
-    def __reversed__(self) -> Iterator[Piece]:
-        return self._run.backward()

@@ -16,12 +16,10 @@ from dataclasses import dataclass
 
 from vram_plan.estimator.config import TrainConfig
 from vram_plan.estimator.inventory import Weight
-from vram_plan.estimator.overhead import workspace_bytes
-from vram_plan.estimator.rank import beside_named, run_passes
 from vram_plan.estimator.recording import record
-from vram_plan.estimator.reserved_units import piece_of, update
+from vram_plan.estimator.reserved_frame import ShardedRun
+from vram_plan.estimator.reserved_units import piece_of
 from vram_plan.estimator.sharding import fsdp2
-from vram_plan.estimator.sharding.base import Rank
 from vram_plan.estimator.sharding.units import (
     Unit,
     gathered_bytes,
@@ -32,11 +30,10 @@ from vram_plan.estimator.sharding.units import (
 )
 from vram_plan.estimator.storages import Storages
 from vram_plan.estimator.tape import Param
-from vram_plan.estimator.timeline import Passes, Piece, Script
+from vram_plan.estimator.timeline import Piece, Script
 
 __all__ = ["write_fully_sharded"]
 
-STEPS = 2
 COPY_IN, REDUCE = 1, 2
 """``all_gather_copy_in_stream`` and ``reduce_scatter_stream``; 0 is the default stream."""
 
@@ -76,36 +73,25 @@ class _Place:
     group: _Group | None
 
 
-class _Run:
+class _Run(ShardedRun):
     """Writes the timeline of one configuration."""
 
     def __init__(self, config: TrainConfig, timeline: Storages) -> None:
-        self.config = config
-        self.rank_passes = run_passes(config, keeps_gradients=True)
-        self.layout = fsdp2.Timeline(Rank(config=config, passes=self.rank_passes))
-        self.timeline = timeline
-        self.passes = Passes(self.timeline)
+        super().__init__(config, timeline)
+        self.layout = fsdp2.Timeline(self.rank)
         self.params: list[Param] = []
         self.root = self._group(self.layout.root)
         self.places = list(self._in_order())
         self.states = [self._local(param) for param in self.params if param.trainable]
         self.whole: dict[int, list[int]] = {}
         self.buffers: dict[int, int] = {}
-        self.held: list[int] = []
         self.waiting: list[int] = []
-        self.shards: list[int] = []
-        self.workspaces = 0
-        self.adds = False
+        self.gathered: list[int] = []
 
-    def write(self) -> None:
-        """Load, then step twice."""
+    def load(self) -> None:
+        """Shard by shard."""
         for param in self.params:
             self.timeline.take(self._shard_bytes(param))
-        for step in range(STEPS):
-            for number in range(min(2, self.config.grad_accum)):
-                self.adds = number > 0
-                self._micro_batch()
-            update(self.timeline, self.config.optimizer, self.states, self.shards, first=step == 0)
 
     def _in_order(self) -> Iterator[_Place]:
         for link in self.layout.chain:
@@ -134,23 +120,10 @@ class _Run:
     def _local(self, param: Param) -> Weight:
         return piece_of(self.config, param, padded(param, self.layout.ranks) // self.layout.ranks)
 
-    def _micro_batch(self) -> None:
-        timeline, passes = self.timeline, self.rank_passes
-        inputs = [timeline.take(passes.inputs // 2) for _ in range(2)]
-        kept, passing = timeline.take(passes.shared), timeline.take(beside_named(passes))
-        self._workspace()
-        self.held = [timeline.take(self.root.gathered, COPY_IN)]
-        root = [timeline.take(nbytes) for nbytes in self.root.whole]
-        self.passes.forward(_Order(self))
-        timeline.give_all(self.held)
-        timeline.give(passing)
-        self._workspace()
-        self.passes.backward(_Order(self))
-        timeline.give_all(root)
-        self._reduce(self.root)
-        timeline.give_all(self.waiting)
-        timeline.give(kept)
-        timeline.give_all(inputs)
+    def gather_root(self) -> None:
+        """Into a buffer, and out of it into its weights."""
+        self.held = [self.timeline.take(self.root.gathered, COPY_IN)]
+        self.gathered = [self.timeline.take(nbytes) for nbytes in self.root.whole]
 
     def forward(self) -> Iterator[Piece]:
         """Each segment with its weights; a buffer is let go when the next one is copied out."""
@@ -182,6 +155,12 @@ class _Run:
                 self.timeline.give_all(self.whole.pop(index))
                 self._reduce(place.group)
 
+    def end_backward(self) -> None:
+        """What is outside the blocks is reduced last."""
+        self.timeline.give_all(self.gathered)
+        self._reduce(self.root)
+        self.timeline.give_all(self.waiting)
+
     def _fetch(self, index: int | None) -> None:
         if index is None or index in self.whole or index in self.buffers:
             return
@@ -208,22 +187,3 @@ class _Run:
             timeline.give(shards)
         else:
             self.shards.append(shards)
-
-    def _workspace(self) -> None:
-        """The forward and the autograd thread take one each, when they first multiply."""
-        if self.workspaces < 2:
-            self.workspaces += 1
-            self.timeline.take(workspace_bytes(self.config))
-
-
-class _Order:
-    """The segments as the passes run them, gathered just before."""
-
-    def __init__(self, run: _Run) -> None:
-        self._run = run
-
-    def __iter__(self) -> Iterator[Piece]:
-        return self._run.forward()
-
-    def __reversed__(self) -> Iterator[Piece]:
-        return self._run.backward()

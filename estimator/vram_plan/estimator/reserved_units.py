@@ -52,11 +52,18 @@ def unit_sizes(config: TrainConfig, unit: Unit, base: Unit, ranks: int) -> UnitS
     return UnitSizes(
         learns=base.learns,
         whole=whole_bytes(config, base),
-        held=sum(param.numel * held_bytes(config, param) for param in base.params),
+        held=round(sum(_held(config, param) for param in base.params)),
         added=tuple(
             weight.numel * weight.itemsize for weight in local_weights(config, added, ranks)
         ),
     )
+
+
+def _held(config: TrainConfig, param: Param) -> float:
+    """Bytes of all shards of a weight; codes are held as they travel."""
+    if param.packed:
+        return gathered_bytes(config, param, 1)
+    return param.numel * held_bytes(config, param)
 
 
 def whole_bytes(config: TrainConfig, unit: Unit) -> int:

@@ -16,7 +16,17 @@ from vram_plan.estimator.sharding.base import (
     optimizer_entries,
     packed_entries,
 )
-from vram_plan.estimator.sharding.units import held_bytes, shard, shards_packed, tensors_bytes
+from vram_plan.estimator.sharding.units import (
+    held_bytes,
+    padded,
+    root_unit,
+    rounded,
+    shard,
+    shards_packed,
+    tensors_bytes,
+    unit_of,
+)
+from vram_plan.estimator.tape import Param
 
 PARAM = "torch 2.13.0 torch/distributed/fsdp/_fully_shard/_fsdp_param.py _init_sharded_param"
 FLAT = "torch 2.13.0 torch/distributed/fsdp/_flat_param.py FlatParamHandle.shard"
@@ -37,7 +47,29 @@ def sharded_states(rank: Rank) -> list[Entry]:
     ranks = shard_ranks(config)
     shards = [shard(w, config, ranks) for w in inventory.weights if not w.packed]
     held = f"Σ ⌈rows / {ranks}⌉ · columns · bytes"
-    return _entries(rank, shards, ranks, PARAM, held)
+    found = _entries(rank, shards, ranks, PARAM, held)
+    return [
+        _in_buffers(entry, rank) if entry.component == "gradients" else entry for entry in found
+    ]
+
+
+def _in_buffers(entry: Entry, rank: Rank) -> Entry:
+    """Gradients of shards are views of what the collective of their unit wrote.
+
+    torch 2.13.0 ``_fsdp_collectives.py`` ``foreach_reduce``: ``torch.as_strided(reduce_output)``.
+    """
+    links, scale = rank.passes.links, rank.passes.inventory.scale
+    ranks = shard_ranks(rank.config)
+
+    def size(p: Param) -> float:
+        return padded(p, ranks) // ranks * held_bytes(rank.config, p)
+
+    blocks = [link for link in links if link.segment.kind == "layer" and not link.segment.repeats]
+    total = rounded(root_unit(links, scale).total(size, trainable=True))
+    for link in blocks:
+        total += rounded(unit_of(link, scale).total(size, trainable=True)) * link.count
+    neighbours = min(rank.config.gpus_per_node, rank.config.gpus) if entry.place == "host" else 1
+    return replace(entry, bytes=total * neighbours)
 
 
 def _entries(rank: Rank, shards: list[Weight], ranks: int, source: str, held: str) -> list[Entry]:
@@ -67,7 +99,7 @@ def _packed(rank: Rank, ranks: int) -> list[Entry]:
     """Quantized weights: 4-bit codes are sharded, their scales and all of GPTQ's are not.
 
     Scales hang on the weight as its ``quant_state``; GPTQ's tensors are buffers (FSDP shards
-    parameters alone).
+    parameters alone). What is not sharded stays on the device where shards wait on the host.
     """
     config, inventory = rank.config, rank.passes.inventory
     if config.quantization == "int8" and any(inventory.packed()):
@@ -83,13 +115,20 @@ def _packed(rank: Rank, ranks: int) -> list[Entry]:
         code_bytes(kind, w.shape[1], w.shape[0], group=group) * w.count for w in inventory.packed()
     )
     codes = round(whole * inventory.scale)
+    shard_of, rest = -(-codes // ranks), [replace(e, bytes=e.bytes - codes) for e in found]
+    if config.offload == "optimizer+params":
+        scales = [
+            replace(e, name=f"{e.name}: scales", formula=f"{e.formula}; no codes") for e in rest
+        ]
+        host = [
+            replace(
+                e, name=f"{e.name}: codes", bytes=shard_of, formula=f"{codes:,} bytes / {ranks}"
+            )
+            for e in found
+        ]
+        return [*scales, *(_on_host(entry, config) for entry in host)]
     return [
-        replace(
-            entry,
-            bytes=entry.bytes - codes + -(-codes // ranks),
-            formula=f"{entry.formula}; codes / {ranks}",
-        )
-        for entry in found
+        replace(e, bytes=e.bytes + shard_of, formula=f"{e.formula}; codes / {ranks}") for e in rest
     ]
 
 

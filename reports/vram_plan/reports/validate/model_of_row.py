@@ -13,6 +13,7 @@ from typing import Any
 from vram_plan.profiles.measured_row import ARCHITECTURE, Row
 from vram_plan.profiles.model import ModelSpec
 from vram_plan.profiles.models import CatalogueEntry, catalogue
+from vram_plan.reports.validate.source_facts import HEADS
 
 _MEGATRON = frozenset({"megatron", "megatron-deepspeed"})
 _MEGATRON_DROPOUT = 0.1
@@ -32,10 +33,18 @@ def model_of_row(row: Row) -> ModelSpec:
     Raises:
         ValueError: naming what is not stated.
     """
+    row = _with_heads(row)
     found = _catalogued(row.model) or _relative(row)
     spec = _from_columns(row) if found is None else _as_stated(found, row)
     labels = _LABELS.get(row.objective or "", 0)
     return replace(spec, num_labels=labels) if labels else spec
+
+
+def _with_heads(row: Row) -> Row:
+    """The row with the heads that its file says of all its tables."""
+    path = (row.source or "").partition("@")[2].partition(":")[2].partition("#")[0]
+    heads = HEADS.get(path) if row.num_heads is None else None
+    return replace(row, num_heads=heads) if heads else row
 
 
 def _catalogued(name: str | None) -> ModelSpec | None:

@@ -82,38 +82,65 @@ def _predict(config: TrainConfig, stage: int | None) -> Plan | str:
         return str(error)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """What came of one row.
+
+    Attributes:
+        row: as read.
+        comparisons: its figures beside their predictions.
+        outcome: how the run ended beside the plan's verdict.
+        reason: why the plan cannot express it; None where it can.
+    """
+
+    row: Row
+    comparisons: list[Comparison] = field(default_factory=list)
+    outcome: Outcome | None = None
+    reason: str | None = None
+
+
 def validate(
     rows: Iterable[Row | Invalid], *, progress: Callable[[int], None] | None = None
 ) -> Validation:
-    """Predict rows as they come.
+    """Predict rows as they come, in this process; replays wait until a figure is asked for.
 
     Args:
         rows: of ``vram_plan.profiles.measured.read_rows``.
         progress: called with the number of rows done.
     """
-    result, planner = Validation(), Planner()
-    for row in rows:
-        if isinstance(row, Invalid):
-            result.invalid.append(row)
+    planner = Planner()
+    judged = (row if isinstance(row, Invalid) else judge_row(row, planner) for row in rows)
+    return collect(judged, progress=progress)
+
+
+def collect(
+    judged: Iterable[Judged | Invalid], *, progress: Callable[[int], None] | None = None
+) -> Validation:
+    """What came of rows, in their order, put together."""
+    result = Validation()
+    for one in judged:
+        if isinstance(one, Invalid):
+            result.invalid.append(one)
             continue
-        result.rows.append(row)
-        _judge(row, planner, result)
+        result.rows.append(one.row)
+        result.comparisons.extend(one.comparisons)
+        if one.outcome is not None:
+            result.outcomes.append(one.outcome)
+        if one.reason is not None:
+            result.skipped.append(Skipped(row=one.row, reason=one.reason))
         if progress is not None:
             progress(len(result.rows))
     return result
 
 
-def _judge(row: Row, planner: Planner, result: Validation) -> None:
+def judge_row(row: Row, planner: Planner) -> Judged:
+    """Every comparison of a row and its outcome, or why there are none."""
     try:
         found, outcome = judge(row, planner)
     except ValueError as error:
-        result.skipped.append(Skipped(row=row, reason=str(error)))
-        return
-    if outcome is not None:
-        result.outcomes.append(outcome)
-    result.comparisons.extend(found)
-    if outcome is None and not found:
-        result.skipped.append(Skipped(row=row, reason=_nothing(row)))
+        return Judged(row=row, reason=str(error))
+    reason = _nothing(row) if outcome is None and not found else None
+    return Judged(row=row, comparisons=found, outcome=outcome, reason=reason)
 
 
 def judge(row: Row, planner: Planner) -> tuple[list[Comparison], Outcome | None]:

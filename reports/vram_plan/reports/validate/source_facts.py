@@ -79,6 +79,9 @@ its sequences (modelscope/ms-swift ``docs/source_en/LLM/Benchmark.md``, and its 
 cls-fudan-news-zh)."""
 NODES = {("bigscience", "a100-80gb-sxm"): "jean-zay-a100"}
 """Family of sources and GPU → the machine, where it is no usual one."""
+HEADS = {"train/tr11-176B-ml/chronicles-prequel.md": 64}
+"""Attention heads by file where a table leaves them out: "all NHEADS=64 (above too)" stands below
+them (bigscience-workshop/bigscience @ 9e64edec2, "Final round comparison")."""
 ONE_GROUP = frozenset({"TheBloke/Llama-2-70B-GPTQ", "TheBloke/Mixtral-8x7B-Instruct-v0.1-GPTQ"})
 """GPTQ checkpoints whose ``quantize_config.json`` says ``group_size: -1`` (branch main)."""
 FP8_RECIPES = {
