@@ -18,8 +18,9 @@ from vram_plan.estimator.overhead import SLACK_SHARE
 from vram_plan.profiles.calibration import Calibration, DeviceFit, load_calibration
 from vram_plan.profiles.gpus import find_gpu
 from vram_plan.profiles.measured import read_rows
-from vram_plan.reports.calibrate import samples, write
+from vram_plan.reports.calibrate import write
 from vram_plan.reports.crossfit import Sample, coverage, crossfit, median_error, widening_for
+from vram_plan.reports.readings import samples
 from vram_plan.reports.validate.run import validate
 
 GIB = 2**30

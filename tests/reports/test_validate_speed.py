@@ -5,8 +5,8 @@ from functools import cache
 import pytest
 
 from vram_plan.profiles.measured import Row, read_rows
-from vram_plan.reports.calibrate import Reading
 from vram_plan.reports.crossfit import Sample
+from vram_plan.reports.readings import Reading
 from vram_plan.reports.source_folds import source_errors
 from vram_plan.reports.validate.document import to_document
 from vram_plan.reports.validate.model_of_row import model_of_row

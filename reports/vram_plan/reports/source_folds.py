@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from vram_plan.reports.calibrate import Reading, crossfits, nearest
 from vram_plan.reports.crossfit import Crossfit, predict
+from vram_plan.reports.readings import Reading, crossfits, nearest
 
 __all__ = ["SourceError", "source_errors"]
 
