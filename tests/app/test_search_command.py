@@ -69,7 +69,7 @@ def test_words_say_why_and_what_was_ruled_out(
 ) -> None:
     out, _ = run(f"{SMALL} --format {format_}", capsys)
     assert "\x1b[" not in out
-    assert "with another choice" in out
+    assert "with another choice" in " ".join(out.split())
     assert "vram-plan --model gpt2" in out
     assert "refused: --precision bf16 on this GPU" in out
 
@@ -92,13 +92,12 @@ def test_plans_that_come_to_the_same_are_one(capsys: pytest.CaptureFixture[str])
     best = found["plans"][0]
     assert best["ties"]
     for tie in best["ties"]:
-        assert tie["required_bytes"] >= best["required_bytes"]
         arguments = tie["command"].removeprefix("vram-plan ")
         plan = json.loads(run(f"{arguments} --format json", capsys)[0])
-        assert plan["step"]["tokens_per_second"] == pytest.approx(best["tokens_per_second"], 1e-4)
+        assert plan["step"]["tokens_per_second"] == pytest.approx(best["tokens_per_second"], 1e-3)
         assert tie["options"].items() <= plan["config"].items()
     values = ", ".join(str(tie["options"]["zero"]) for tie in best["ties"])
-    assert f"also --zero {values}: same speed" in " ".join(run(asked, capsys)[0].split())
+    assert f"also --zero {values}: same speed to 0.1 %" in " ".join(run(asked, capsys)[0].split())
     rows = csv.DictReader(io.StringIO(run(f"{asked} --format csv", capsys)[0]))
     assert next(rows)["ties"] == str(len(best["ties"]))
 
@@ -107,14 +106,17 @@ def test_plans_that_come_to_the_same_are_one(capsys: pytest.CaptureFixture[str])
     ("changes", "said"),
     [
         ([], ""),
-        ([{"zero": 1}, {"zero": 2}], "; also --zero 1, 2: same memory"),
+        ([{"zero": 1}, {"zero": 2}], "; also --zero 1, 2: same memory to 0.1 %"),
         (
             [{"zero": 1}, {"gpus": 2}, {"zero": 1, "gpus": 2}],
-            "; also --zero 1; --gpus 2: same memory",
+            "; also --zero 1; --gpus 2: same memory to 0.1 %",
         ),
-        ([{"zero": 1, "gpus": 2}], "; also --gpus 2 --zero 1: same memory"),
-        ([{"gpus": n} for n in range(2, 9)], "; also --gpus 2, 3, 4, 5 and 3 more: same memory"),
-        ([{"zero": None}], "; also --zero none: same memory"),
+        ([{"zero": 1, "gpus": 2}], "; also --gpus 2 --zero 1: same memory to 0.1 %"),
+        (
+            [{"gpus": n} for n in range(2, 9)],
+            "; also --gpus 2, 3, 4, 5 and 3 more: same memory to 0.1 %",
+        ),
+        ([{"zero": None}], "; also --zero none: same memory to 0.1 %"),
     ],
 )
 def test_ties_are_named_in_a_line(changes: list[dict[str, object]], said: str) -> None:

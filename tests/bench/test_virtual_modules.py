@@ -83,6 +83,18 @@ CASES = {
     "scores are a local variable": case(
         "mpt", 0, method="dora", attention="eager", micro_batch=3, seq_len=128
     ),
+    "a product is there before it saves": case(
+        "llama",
+        method="ia3",
+        checkpointing="full",
+        attention="eager",
+        grad_accum=2,
+        micro_batch=4,
+        seq_len=128,
+    ),
+    "one gradient makes the bucket and fills it": case(
+        "llama", 2, method="p-tuning-v2", loss="liger", quantization="nf4"
+    ),
     "keys behind a prefix are copied": case("gptj", 0, method="p-tuning-v2", micro_batch=3),
 }
 
@@ -105,3 +117,17 @@ def test_peak_and_components(name: str, traced: dict[str, ZeroTrace]) -> None:
     assert found["planned"] == pytest.approx(found["traced"], rel=0.005)
     for component, (planned, seen) in found["components"].items():
         assert abs(planned - seen) <= 0.02 * found["traced"], component
+
+
+def test_buffers_keep_their_dtype() -> None:
+    """DeepSpeed 0.19.8 casts weights alone; GPT-J's table of sines is a buffer of fp32."""
+    from vram_plan.bench.virtual.case import zero_case
+    from vram_plan.bench.virtual.worker import zero_model
+
+    planned, fields = case("gptj", 1, attention="eager")
+    model = zero_model(zero_case(planned.config, fields))
+    assert {str(weight.dtype) for weight in model.parameters()} == {"torch.bfloat16"}
+    assert {str(buffer.dtype) for buffer in model.buffers()} == {"torch.float32"}
+    tables = sum(buffer.nbytes for buffer in model.buffers())
+    buffers = [e.bytes for e in planned.memory.ledger.entries if e.name == "buffers of the model"]
+    assert buffers == [tables]

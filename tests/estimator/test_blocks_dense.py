@@ -163,7 +163,7 @@ def shared_bytes(composition: Composition, f: Forward, *, checkpointed: bool) ->
     for tensor in composition.shared(f).values():
         nbytes = -(-tensor.numel * tensor.itemsize // 512) * 512
         if tensor.saved or checkpointed:
-            kept += nbytes
+            kept += 0 if tensor.layers else nbytes  # some layers' are among the moments
         else:
             passing += nbytes
     return kept, passing

@@ -276,7 +276,7 @@ def planned_peaks(
     for tensor in composition.shared(Forward(spec, how, batch=batch, seq=seq)).values():
         size = -(-tensor.numel * tensor.itemsize // 512) * 512
         if tensor.saved or recomputed != "none":
-            kept += size
+            kept += 0 if tensor.layers else size  # some layers' are among the moments
         else:
             passing += size
     found = moments(links)

@@ -241,7 +241,8 @@ def test_the_gated_prefix_of_unipelt_keeps_what_a_real_one_keeps() -> None:
 
     def on_tape(f: Forward, x: Tensor) -> tuple[Tensor, ...]:
         f.cache["attention.entered"] = x
-        return UNIPELT.prefix(f, HIDDEN)
+        UNIPELT.begin(f, "layer")
+        return UNIPELT.prefix(f)
 
     real = kept_by_torch(run, (x,), gate.parameters())
     assert kept_on_tape(UNIPELT, on_tape) == real

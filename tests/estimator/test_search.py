@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -20,9 +21,9 @@ from vram_plan.estimator.search.room import need, room
 from vram_plan.estimator.search.search import search
 from vram_plan.estimator.search.space import Space, parse_space
 from vram_plan.estimator.search.speed import Kinds, Modelled, Speed
-from vram_plan.estimator.search.ties import figure
+from vram_plan.estimator.search.ties import figure, grouped, leaders, limit
 from vram_plan.estimator.search.trial import MOST_SEQUENCES
-from vram_plan.estimator.search.wish import Found, Wish
+from vram_plan.estimator.search.wish import Candidate, Found, Wish
 from vram_plan.estimator.speed.cost import Workload
 from vram_plan.profiles.gpus import GpuSpec, find_gpu, load_gpus
 from vram_plan.profiles.models import resolve_model
@@ -117,6 +118,13 @@ def test_the_same_with_the_real_step_time(question: tuple[Space, Wish]) -> None:
     compare(*question, Modelled())
 
 
+def test_expert_ranks_without_room_are_refused_not_raised() -> None:
+    typed = {"gpus": "2,8", "gpu": "h100,b200", "tp": "1,2", "ep": "1,2,8", "zero": "none,1"}
+    space = parse_space(resolve_model("mixtral-8x7b"), typed | {"checkpointing": "full"})
+    compare(space, Wish(objective="memory", top=3, workload=Workload(tokens=10**9)), Toy())
+    assert refused(search(space, Wish(objective="memory"), Toy()))
+
+
 def compare(space: Space, wish: Wish, speed: Speed) -> None:
     if space.raw > MOST:
         return
@@ -205,8 +213,49 @@ def test_of_plans_that_tie_the_one_that_needs_least_is_shown() -> None:
     best = exhaustive(space, Wish(objective="throughput")).plans
     assert sum(1 + len(plan.ties) for plan in best) == 4
     for plan in best:
-        assert all(plan.required_bytes <= other.required_bytes for other in plan.ties)
+        told = [figure("throughput", one.worth("throughput")) for one in (plan, *plan.ties)]
+        assert min(told) == told[0]
+        alike = [one for one, said in zip(plan.ties, told[1:], strict=True) if said == told[0]]
+        assert all(plan.required_bytes <= other.required_bytes for other in alike)
     assert search(space, Wish(objective="throughput")).plans == best
+
+
+def candidate(order: int, seconds: float, gpus: int = 1) -> Candidate:
+    config = resolve(MODEL, {"gpus": gpus, "gpu": find_gpu("a40")})
+    return Candidate(
+        order=order, config=config, required_bytes=10**9 - order, seconds_per_token=seconds
+    )
+
+
+def test_plans_a_little_apart_tie_and_keep_their_order() -> None:
+    apart = [1.0, 1.0005, 1.00099, 1.002, 1.0025]
+    plans = [candidate(order, 1e-4 * times) for order, times in enumerate(apart)]
+    other = candidate(9, 1e-4 * 1.0003, gpus=2)
+    found = grouped([*reversed(plans), other], Wish(objective="throughput"))
+    assert [(one.order, [tie.order for tie in one.ties]) for one in found] == [
+        (0, [1, 2]),
+        (9, []),
+        (3, [4]),
+    ]
+
+
+@pytest.mark.parametrize("objective", ["memory", "cost", "throughput"])
+@given(
+    worths=st.lists(st.floats(0.99, 1.02), min_size=1, max_size=30),
+    more=st.lists(st.floats(0.98, 1.02), max_size=10),
+)
+def test_more_plans_never_make_fewer_groups_up_to_a_worth(
+    objective: str, worths: list[float], more: list[float]
+) -> None:
+    scale = 2.0**35 if objective == "memory" else 1e-5
+    few, many = (
+        leaders(objective, sorted(scale * one for one in found), MOST)
+        for found in (worths, worths + more)
+    )
+    assert all(later <= first for first, later in zip(few, many, strict=False))
+    assert len(many) >= len(few)
+    for one, following in pairwise(many):
+        assert following > limit(one)
 
 
 def test_places_and_assignments_are_inverse() -> None:

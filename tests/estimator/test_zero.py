@@ -51,6 +51,13 @@ def test_the_bucket_is_there_whatever_is_trained() -> None:
         assert bucket["reduce bucket"] == 1_000_000_000
 
 
+def test_a_second_partition_is_there_once_a_bucket_has_been_reduced() -> None:
+    """LoRA's gradients fit into one bucket, which is reduced when the backward pass is over."""
+    name = "partition of one micro-batch"
+    assert entries(name, zero=2, gpus=8, grad_accum=2, method="lora") == {}
+    assert len(entries(name, zero=2, gpus=8, grad_accum=2)) == 1
+
+
 def test_the_first_gradient_makes_the_bucket() -> None:
     """One of a prompt's encoder arrives after the blocks', one of the head before them."""
     alive: dict[str, set[str]] = {}

@@ -52,7 +52,8 @@ def search(context: click.Context, /, model: str, format_: str, yes: bool, **val
 
     A RANGE is 8, a list 1,2,8, all of 1..64, a step 1..64:8, doubling 1..64:x2; WORDS are a list or
     any. `--micro-batch auto`, which is the default, is the largest that fits. `--zero` and
-    `--checkpointing` are searched unless they are given.
+    `--checkpointing` are searched unless they are given. Plans on the same machine whose figure is
+    at most 0.1 % behind the best one's are named in its line.
 
     \b
     Examples:

@@ -7,18 +7,21 @@ from collections.abc import Iterator
 
 from vram_plan.app.search_options import spelled
 from vram_plan.estimator.search.space import Assignment, Space
+from vram_plan.estimator.search.ties import TOLERANCE
 from vram_plan.estimator.search.wish import Candidate, Wish
 from vram_plan.profiles.gpus import GpuSpec
 
 _SAME = {"throughput": "speed", "time": "speed", "cost": "cost", "memory": "memory"}
 _MOST_NAMED = 4
+NEARLY = f"to {100 * TOLERANCE:g} %"
+"""How far equal."""
 
 
 def also(space: Space, wish: Wish, plan: Candidate) -> str:
-    """``; also --zero 1, 2: same speed``, to end a line; empty where nothing ties."""
+    """``; also --zero 1, 2: same speed to 0.1 %``, to end a line; empty where nothing ties."""
     if not plan.ties:
         return ""
-    return f"; also {'; '.join(_changes(space, plan))}: same {_SAME[wish.objective]}"
+    return f"; also {'; '.join(_changes(space, plan))}: same {_SAME[wish.objective]} {NEARLY}"
 
 
 def _changes(space: Space, plan: Candidate) -> Iterator[str]:

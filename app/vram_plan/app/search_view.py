@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from vram_plan.app.search_options import spelled
-from vram_plan.app.search_ties import also
+from vram_plan.app.search_ties import NEARLY, also
 from vram_plan.app.units import gib, signed_gib
 from vram_plan.estimator.refusals import option
 from vram_plan.estimator.search.space import Space
 from vram_plan.estimator.search.speed import parts_per_token
 from vram_plan.estimator.search.tally import MISSES, REFUSED, Out
+from vram_plan.estimator.search.ties import TOLERANCE
 from vram_plan.estimator.search.trial import Trial
 from vram_plan.estimator.search.why import Alternative, alternatives
 from vram_plan.estimator.search.wish import MILLION, Candidate, Found, Wish
@@ -223,6 +224,8 @@ def _behind(wish: Wish, best: Candidate, other: Candidate) -> str:
         return signed_gib(its - mine)
     if its == float("inf"):
         return f"has no known {wish.objective}"
+    if abs(its - mine) <= TOLERANCE * mine:
+        return f"equal {NEARLY}"
     if wish.objective == "throughput":
         return f"{100 * (mine / its - 1):+.1f} % tokens/s".replace("-", "−")
     return f"{100 * (its / mine - 1):+.1f} % {wish.objective}"

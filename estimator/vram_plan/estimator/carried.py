@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vram_plan.estimator.frames import Frame
 from vram_plan.estimator.ops.embedding import LeafVariable
 from vram_plan.estimator.tape import ROUNDING_BYTES, Leaf, Node, Storage, Tape, Tensor
 
@@ -35,6 +36,7 @@ class Carried:
         itemsize: bytes per element.
         requires_grad: a gradient flows back to its maker.
         read: the segment reads it.
+        framed: the model's forward holds it until it returns, in the midst of the segment.
         counted: an earlier segment keeps its bytes already.
         waiting: a later reader has gone back before, so a gradient is there already.
     """
@@ -46,6 +48,7 @@ class Carried:
     read: bool
     counted: bool
     waiting: bool
+    framed: bool = False
 
 
 class Journeys:
@@ -60,7 +63,8 @@ class Journeys:
         self.last_alive: dict[str, int] = {}
         for i, segment in enumerate(segments):
             self.last_read.update(dict.fromkeys(segment.reads, i))
-            self.last_alive.update(dict.fromkeys((*segment.reads, *segment.holds), i))
+            alive = (*segment.reads, *segment.holds, *segment.framed)
+            self.last_alive.update(dict.fromkeys(alive, i))
         if prompted:
             self.last_alive.update(dict.fromkeys(PROMPTED, len(segments) - 1))
 
@@ -82,6 +86,7 @@ class Journeys:
                     read=name in self.segments[i].reads,
                     counted=name in self.counted,
                     waiting=later and made.requires_grad,
+                    framed=name in self.segments[i].framed,
                 )
             )
         return tuple(result)
@@ -102,9 +107,10 @@ class Journeys:
 class Borrowed:
     """The carried tensors inside the simulation of one segment."""
 
-    def __init__(self, tape: Tape, carried: tuple[Carried, ...]) -> None:
+    def __init__(self, tape: Tape, carried: tuple[Carried, ...], frame: Frame) -> None:
         self.tape = tape
         self.carried = carried
+        self.frame = frame
         self.leaves = {c.name: Leaf() for c in carried if c.read and c.requires_grad}
         self.variables: dict[str, Tensor] = {}
         self.stored: dict[str, weakref.ref[Storage]] = {}
@@ -117,24 +123,35 @@ class Borrowed:
         if not c.counted:
             storage = Storage(self.tape.meter, c.numel * c.itemsize, "activations")
             self.stored[c.name] = weakref.ref(storage)
+        if c.framed:
+            self.frame.hold(storage)
+            storage = None
         self.variables[c.name] = Tensor(c.numel, c.itemsize, storage, self.leaves.get(c.name))
 
     def read(self) -> dict[str, Tensor]:
         """What the composition finds among its shared tensors."""
         return {c.name: self.variables[c.name] for c in self.carried if c.read}
 
-    def leave(self, *, checkpointed: bool, to_host: bool = False) -> None:
+    def leave(self, *, checkpointed: bool, to_host: bool = False) -> int:
         """Drop the variables at the end of the forward pass; a checkpoint holds its arguments.
 
         ``to_host``: on the host, every checkpoint its own copies (transformers 5.23.0
         ``modeling_utils.py``, ``_activation_checkpointing_enable``: ``save_on_cpu`` around
         ``checkpoint``, which saves all tensors that it is given).
+
+        Returns:
+            Bytes that are gone now.
         """
+        self.frame.leave()
+        stored = [v.storage for v in self.variables.values() if v.storage is not None]
+        held = [(weakref.ref(storage), storage.nbytes) for storage in stored]
+        stored.clear()
         for c in self.carried:
             if not (checkpointed and c.read):
                 del self.variables[c.name]
             elif to_host:
                 self.variables[c.name].storage = None
+        return sum(nbytes for storage, nbytes in held if storage() is None)
 
     def bring_back(self) -> None:
         """Copy a checkpoint's arguments back from the host."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from vram_plan.estimator.carried import Carried
@@ -54,6 +55,8 @@ class Run:
             (``enable_input_require_grads``, transformers 5.23.0 ``modeling_utils.py``).
         input_stays: that tensor, a leaf of the graph, stays while its checkpoint goes to the host.
         late: bytes of gradients that later segments have left for what this one makes (prefixes).
+        local: bytes of the model's local variables that no segment makes, where it returns.
+        incoming: component of the gradient of its output, which the segment behind it has made.
     """
 
     spec: ModelSpec
@@ -72,6 +75,8 @@ class Run:
     input_gradients: bool = False
     input_stays: bool = False
     late: int = 0
+    local: int = 0
+    incoming: str = "temporaries"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,15 +98,19 @@ class Cost:
         host: bytes it sends to host memory until its backward pass.
         attached: bytes among ``saved`` that live until the whole backward pass is over.
         asked: bytes of gradients of tensors that are no weights, which live as long.
-        left_late: bytes of gradients that it leaves for the first block, which made its prefix.
+        taken: bytes of its prefix, which was made before the first segment.
+        left_late: bytes of gradients that it leaves for the maker of its prefix.
         early: bytes of weight gradients that the loss itself makes.
         with_loss: what a part of the loss that is made of weights holds beside ``saved``.
-        returned: bytes of the logits that the model returns, where ``saved`` lacks them.
+        returned: the logits and the encoder's output that the model returns, where ``saved`` lacks
+            them.
         waiting: such bytes where a gradient is there already: they wait for the segment's own,
             and are added to it in place.
+        reduced: bytes of buffers that an engine leaves until the backward pass is over.
         keeps_input: its input is among what it keeps.
         keeps_output: its output is, a leaf of the graph.
         passed: the name among ``produced`` of the tensor that it hands on.
+        outgoing: component of the gradient that it hands back to the segment before.
     """
 
     params: tuple[Param, ...]
@@ -116,12 +125,19 @@ class Cost:
     host: int = 0
     attached: int = 0
     asked: int = 0
+    taken: int = 0
     left_late: int = 0
     early: int = 0
     with_loss: Bytes = field(default_factory=dict)
-    returned: int = 0
+    returned: Bytes = field(default_factory=dict)
     waiting: int = 0
+    reduced: int = 0
     keeps_input: bool = False
     keeps_output: bool = False
     passed: str = ""
     later: Bytes = field(default_factory=dict)
+    outgoing: str = ""
+
+
+BESIDE: list[Callable[[Run], Cost]] = []
+"""How segments are played while more is wanted of them than bytes (``speed/worked.py``)."""

@@ -38,11 +38,13 @@ class Returned:
         assert logits.storage is not None
         self._storage, self._nbytes = ref(logits.storage), logits.storage.nbytes
 
-    @property
-    def beside_saved(self) -> int:
-        """Their bytes where no backward function keeps them: asked when the model is through."""
+    def beside_saved(self, others: int) -> Bytes:
+        """Their bytes where no backward function keeps them: asked when the model is through.
+
+        ``others``: of an encoder's output, which is returned too.
+        """
         kept = self._storage is None or self._storage() is not None
-        return 0 if kept else self._nbytes
+        return {"logits": 0 if kept else self._nbytes, "activations": others}
 
 
 def early_gradients(f: Forward) -> int:

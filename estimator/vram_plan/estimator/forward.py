@@ -7,6 +7,7 @@ from math import prod
 
 from vram_plan.estimator.early import Returned
 from vram_plan.estimator.eight import casts, eight_product
+from vram_plan.estimator.frames import Frame
 from vram_plan.estimator.kernels import attend
 from vram_plan.estimator.late import Late
 from vram_plan.estimator.ops import activations, elementwise, fused, norm
@@ -30,6 +31,7 @@ class Forward:
         "batch",
         "cache",
         "checkpointed",
+        "frame",
         "held",
         "how",
         "input_gradients",
@@ -69,6 +71,7 @@ class Forward:
         self.produced: dict[str, Tensor] = {}
         self.held: Tensor | None = None
         self.late = Late()
+        self.frame = Frame()
         self.returned = Returned()
 
     @property
@@ -271,9 +274,6 @@ class Forward:
 
     def heads(self, **shape: int | float | bool) -> Heads:
         """The shape of an attention call on this rank; ``shape`` overrides the model's."""
-        return Heads(**self._heads(shape))  # type: ignore[arg-type]
-
-    def _heads(self, shape: dict[str, int | float | bool]) -> dict[str, int | float | bool]:
         spec = self.spec
         defaults: dict[str, int | float | bool] = {
             "batch": self.batch,
@@ -288,7 +288,7 @@ class Forward:
             "half": self.how.half,
             "autocast": self.how.autocast,
         }
-        return defaults | shape
+        return Heads(**(defaults | shape))  # type: ignore[arg-type]
 
     def produce(self, name: str, x: Tensor) -> Tensor:
         """Make ``x`` known under ``name`` to the segments that read or hold it."""

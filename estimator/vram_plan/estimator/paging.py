@@ -11,12 +11,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vram_plan.estimator.tensors import ROUNDING_BYTES, Node, Param, Storage, Tensor, storages_in
+from vram_plan.estimator.tensors import (
+    ROUNDING_BYTES,
+    Node,
+    Param,
+    Storage,
+    Tensor,
+    rounded,
+    storages_in,
+)
 
 if TYPE_CHECKING:
+    from vram_plan.estimator.costs import Boundary, Bytes
     from vram_plan.estimator.tape import Tape
 
-__all__ = ["Saves", "brought_back", "page_out"]
+__all__ = ["Saves", "brought_back", "page_out", "send_to_host"]
 
 Saves = tuple[Tensor | Param | None, ...] | None
 """Tensors that an operator saves, in any order."""
@@ -59,6 +68,17 @@ def _write_out(t: Tape, x: Tensor | Param | None, out: Tensor) -> None:
     if -(-nbytes // ROUNDING_BYTES) * ROUNDING_BYTES != storage.nbytes:
         later = out.storage.nbytes if out.storage is not None and out.storage is not storage else 0
         t.new(max(0, nbytes - later), 1)
+
+
+def send_to_host(saved: Bytes, entered: Boundary, *, stays: bool) -> int:
+    """Take a checkpoint off the device, unless a function's context holds it (``stays``).
+
+    Returns:
+        Its bytes.
+    """
+    nbytes = rounded(entered.nbytes)
+    saved["activations"] -= 0 if stays else nbytes
+    return nbytes
 
 
 def brought_back(t: Tape, index: int, kept: Storage | None) -> Storage | None:

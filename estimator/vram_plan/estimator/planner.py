@@ -169,7 +169,7 @@ def train_ledger(config: TrainConfig, *, stage: int | None = None) -> tuple[Ledg
 
 def rank_ledgers(config: TrainConfig) -> list[Ledger]:
     """The ledger of every distinct pipeline stage's rank."""
-    engine = _engine(config)
+    engine = engine_of(config)
     passes = run_passes(config, keeps_gradients=engine.keeps_gradients(config))
     ranks = stages(config, passes) if config.pp > 1 else (Rank(config=config, passes=passes),)
     return [_ledger(engine, rank) for rank in ranks]
@@ -196,12 +196,12 @@ def count_parameters(config: TrainConfig) -> tuple[int, int]:
     """Parameters of the whole base model, and those that learn (adapters included)."""
     if config.tp * config.ep > 1 or config.engine in MEGATRON_BLOCKS:
         config = replace(config, engine="torch", gpus=1, gpus_per_node=1, tp=1, pp=1, cp=1, ep=1)
-    keeps = _engine(config).keeps_gradients(config)  # the ledger's passes, run already
+    keeps = engine_of(config).keeps_gradients(config)  # the ledger's passes, run already
     inventory = run_passes(config, keeps_gradients=keeps).inventory
     return inventory.numel(added=False), inventory.numel(trainable=True)
 
 
-def _engine(config: TrainConfig) -> ModuleType:
+def engine_of(config: TrainConfig) -> ModuleType:
     """How its engine holds weights, gradients and states."""
     return import_module(f"vram_plan.estimator.sharding.{_ENGINES[config.engine]}")
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import import_module
-from itertools import pairwise
 
 from vram_plan.estimator.blocks.registry import compose
-from vram_plan.estimator.chain import Link, Shape, build_chain, names_output
+from vram_plan.estimator.chain import Link, Shape, build_chain, named_bytes
 from vram_plan.estimator.choices import (
     BITSANDBYTES,
     BYTES,
@@ -19,18 +17,17 @@ from vram_plan.estimator.choices import (
     WHOLE_MODEL,
 )
 from vram_plan.estimator.config import TrainConfig
-from vram_plan.estimator.forward import Forward
 from vram_plan.estimator.fp8 import casting
 from vram_plan.estimator.inventory import Inventory, take_inventory
 from vram_plan.estimator.ledger import Entry
 from vram_plan.estimator.methods.registry import make_method
 from vram_plan.estimator.ops.quantized import FourBit
 from vram_plan.estimator.segment import Composition
-from vram_plan.estimator.simulate import RECOMPUTED
+from vram_plan.estimator.shared import shared_bytes
 from vram_plan.estimator.step import gradient_bytes, pass_entries
 from vram_plan.estimator.tensors import rounded
 from vram_plan.estimator.treatment import Treatment
-from vram_plan.profiles import switches
+from vram_plan.profiles import megatron_switches, switches
 from vram_plan.profiles.model import ModelSpec
 
 _AUTHORS = frozenset({"litgpt"})
@@ -49,7 +46,8 @@ class Passes:
         entries: ledger entries of the passes.
         gradients: weight gradients the backward pass leaves.
         shared: bytes of tensors that every layer reads (cos, sin, masks) until the backward pass.
-        passing: bytes of those that nothing saves: they end with the layers' forward pass.
+        opened: bytes of those among them that only some layers read: their entries are the links'.
+        passing: bytes of those that nothing saves: they end when the model's forward returns.
         buffers: bytes of the model's own tensors that are no weights.
         inputs: bytes of token ids and labels.
         host: bytes of activations waiting in host memory at the end of the forward pass.
@@ -60,6 +58,7 @@ class Passes:
     entries: tuple[Entry, ...]
     gradients: int
     shared: int
+    opened: int
     passing: int
     buffers: int
     inputs: int
@@ -107,9 +106,9 @@ def treat(config: TrainConfig) -> Treatment:
         lora_dropout=config.lora_dropout,
         tensor=config.tp,
         expert=config.ep,
-        expert_tensor=switches.expert_tensor_ranks(config.stack, config.tp),
-        groups_experts=switches.groups_experts(config.stack),
-        exchanges_tokens=switches.exchanges_tokens(config.stack),
+        expert_tensor=megatron_switches.expert_tensor_ranks(config.stack, config.tp),
+        groups_experts=megatron_switches.groups_experts(config.stack),
+        exchanges_tokens=megatron_switches.exchanges_tokens(config.stack),
         sequence_parallel=config.sequence_parallel,
         alternates=switches.alternates_products(config.stack),
         compiled=bool(config.compile),
@@ -204,24 +203,16 @@ def _recomputes_core(config: TrainConfig) -> bool:
 def _run_passes(model: ModelSpec, how: Treatment, shape: Shape, author: str = "") -> Passes:
     composition = _compose(model, author)
     links = build_chain(model, composition, how, shape)
-    f = Forward(model, how, batch=shape.batch, seq=shape.seq)
-    f.source_seq = shape.source_seq
-    recomputes = shape.checkpoint in RECOMPUTED  # a checkpoint keeps what its layer was given
-    f.input_gradients = recomputes and how.training
-    shared = composition.shared(f).values()
-    buffers = [s for s in shared if s.buffer]
-    stays = shape.checkpoint != "page-out"  # what is saved goes to the host
-    kept = [s for s in shared if not s.buffer and ((s.saved and stays) or (recomputes and s.given))]
-    passing = [s for s in shared if not s.buffer and s not in kept]
-    named = sum(rounded(link.cost.left.nbytes) for link in _named(links))
+    shared, named = shared_bytes(model, composition, how, shape), named_bytes(links)
     return Passes(
         links=links,
         inventory=replace(take_inventory(links), scale=_scale(model)),
         entries=tuple(pass_entries(links)),
         gradients=gradient_bytes(links),
-        shared=sum(rounded(s.numel * s.itemsize) for s in kept),
-        passing=sum(rounded(s.numel * s.itemsize) for s in passing) + named,
-        buffers=sum(rounded(s.numel * s.itemsize) for s in buffers),
+        shared=shared.kept,
+        opened=sum(link.opened for link in links),
+        passing=shared.passing + named,
+        buffers=shared.buffers,
         inputs=rounded(8 * shape.batch * (shape.seq + shape.source_seq)),
         host=sum(link.cost.host * link.count for link in links),
     )
@@ -229,14 +220,7 @@ def _run_passes(model: ModelSpec, how: Treatment, shape: Shape, author: str = ""
 
 def beside_named(passes: Passes) -> int:
     """``passing`` without what a segment has made: in a timeline that is the segment's storage."""
-    return passes.passing - sum(rounded(link.cost.left.nbytes) for link in _named(passes.links))
-
-
-def _named(links: tuple[Link, ...]) -> Iterator[Link]:
-    """Links whose output a variable holds where autograd does not."""
-    for link, reader in pairwise(links):
-        if names_output(link, reader):
-            yield link
+    return passes.passing - named_bytes(passes.links)
 
 
 @lru_cache(maxsize=64)

@@ -60,7 +60,8 @@ def record(run: Run) -> Recording:
             watcher.left = watcher.numbers.get(id(out.storage))
         return out
 
-    cost = play(replace(run, segment=replace(run.segment, run=watched)), watcher)
+    alone = replace(run, segment=replace(run.segment, run=watched), local=0)
+    cost = play(alone, watcher)  # the model's local variables are the whole pass's
     watcher.leaf = None  # drops the gradient of the input
     at = watcher.places
     end = at["backward"]

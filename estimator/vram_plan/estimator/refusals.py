@@ -8,10 +8,12 @@ from typing import Any
 from vram_plan.estimator import choices
 from vram_plan.estimator.config import TrainConfig
 from vram_plan.estimator.fp8 import refused_fp8
+from vram_plan.estimator.refused_experts import refused_experts
 from vram_plan.estimator.refused_kernels import refused_by_megatron, refused_kernels, refused_losses
 from vram_plan.estimator.refused_zero import refused_zero
 
 Given = dict[str, Any]
+Check = Callable[[TrainConfig, Given], Iterator[str]]
 _LIMITS = {
     "gpus": 1_000_000,
     "gpus_per_node": 1_024,
@@ -59,9 +61,15 @@ def refuse(config: TrainConfig, given: Given) -> None:
     Raises:
         ValueError: one line that names the option and the way out.
     """
-    for check in _CHECKS:
-        for reason in check(config, given):
-            raise ValueError(reason)
+    reason = next(reasons((*VALUES, *DEGREES, *TOGETHER), config, given), "")
+    if reason:
+        raise ValueError(reason)
+
+
+def reasons(checks: tuple[Check, ...], config: TrainConfig, given: Given) -> Iterator[str]:
+    """Why some checks refuse ``config``, in their order."""
+    for check in checks:
+        yield from check(config, given)
 
 
 def option(name: str) -> str:
@@ -131,9 +139,6 @@ def _shapes(config: TrainConfig, given: Given) -> Iterator[str]:
         )
     if config.pp > model.num_blocks:
         yield f"--pp {config.pp}: {model.name} has only {model.num_blocks} layers"
-    if config.ep > 1 and (not model.num_experts or model.num_experts % config.ep):
-        has = f"{model.num_experts} experts" if model.num_experts else "no experts"
-        yield f"--ep {config.ep}: {model.name} has {has}; choose a divisor or leave it out"
     if config.seq_len % (config.cp * 2) and config.cp > 1:
         yield (
             f"--cp {config.cp} with --seq-len {config.seq_len}: the length must be a multiple of "
@@ -277,10 +282,11 @@ def _optimizers(config: TrainConfig, given: Given) -> Iterator[str]:
     yield from refused_zero(config)
 
 
-_CHECKS: tuple[Callable[[TrainConfig, Given], Iterator[str]], ...] = (
-    _ranges,
-    _words,
-    _degrees,
+VALUES: tuple[Check, ...] = (_ranges, _words)
+"""Every field is looked at by itself."""
+DEGREES: tuple[Check, ...] = (_degrees, refused_experts)
+"""Numbers of GPUs, of those of a machine, and the parallel degrees."""
+TOGETHER: tuple[Check, ...] = (
     _shapes,
     _engines,
     _quantized,

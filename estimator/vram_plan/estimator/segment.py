@@ -32,7 +32,8 @@ class Segment:
             ``run`` finds among the shared ones; their gradients add up over the readers.
         holds: such tensors that a variable of the library's code keeps alive during its forward
             pass without being read.
-        named: a variable of the model's forward holds its output until the last layer has run
+        framed: the same until the model's forward returns, in the midst of this segment.
+        named: a variable of the model's forward holds its output until it returns
             (``inputs_embeds``).
     """
 
@@ -45,6 +46,7 @@ class Segment:
     repeats: bool = False
     reads: tuple[str, ...] = ()
     holds: tuple[str, ...] = ()
+    framed: tuple[str, ...] = ()
     named: bool = False
 
 
@@ -59,6 +61,7 @@ class Shared:
         buffer: it belongs to the model and lives always.
         given: layers get it as an argument, so that their checkpoints keep it (else it is a local
             variable of the model's own forward).
+        layers: which of them get it; empty: all. It is gone when the first of them has gone back.
     """
 
     numel: int
@@ -66,6 +69,7 @@ class Shared:
     saved: bool = True
     buffer: bool = False
     given: bool = True
+    layers: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,13 +9,14 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Protocol
 
 from vram_plan.estimator.carried import Borrowed, asked_for, waiting_gradient
-from vram_plan.estimator.costs import Boundary, Bytes, Cost, Run
+from vram_plan.estimator.costs import BESIDE, Boundary, Bytes, Cost, Run
 from vram_plan.estimator.early import await_early, early_gradients, held_with_loss
 from vram_plan.estimator.forward import Forward
 from vram_plan.estimator.ops.cross_entropy import INDEX_BYTES
 from vram_plan.estimator.ops.embedding import LeafVariable
+from vram_plan.estimator.paging import send_to_host
 from vram_plan.estimator.selected import Selected
-from vram_plan.estimator.tape import ROUNDING_BYTES, Leaf, Node, Storage, Tensor
+from vram_plan.estimator.tape import Leaf, Node, Storage, Tensor
 from vram_plan.estimator.tensors import Log
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ RECOMPUTED = frozenset({"full", "selective", "offload"})
 @lru_cache(maxsize=4096)
 def simulate(run: Run) -> Cost:
     """Run one segment forward and back on the tape."""
-    return play(run)
+    return BESIDE[-1](run) if BESIDE else play(run)
 
 
 class Watcher(Log, Protocol):
@@ -48,19 +49,20 @@ def play(run: Run, watcher: Watcher | None = None, work: WorkLog | None = None) 
     watcher = watcher or work
     f.t.meter.log = watcher
     meter, recomputes = f.t.meter, run.checkpoint in RECOMPUTED
-    borrowed = Borrowed(f.t, run.carried)
+    f.frame.enter(f.t, run.local)
+    borrowed = Borrowed(f.t, run.carried, f.frame)
     entered = [_entered(f, run)]
     held = weakref.ref(entered[0].storage) if entered[0].storage is not None else None
     if work is not None:
         f.t.work, work.tape = work, f.t
-    leaf = entered[0].node if watcher else None
+    leaf = entered[0].node  # the gradient of the input stays for the segment before
     with f.t.checkpointed(reentrant=run.how.reentrant) if recomputes else nullcontext():
         first = _forward(f, run, entered[0], borrowed)
     forward = dict(meter.fullest())
     if not recomputes:
         entered.clear()
-    borrowed.leave(checkpointed=recomputes, to_host=run.checkpoint == "offload")
-    with_loss, returned = held_with_loss(f, run.segment.kind), f.returned.beside_saved
+    ended = borrowed.leave(checkpointed=recomputes, to_host=run.checkpoint == "offload")
+    with_loss, returned = held_with_loss(f, run.segment.kind), f.returned.beside_saved(ended)
     _tell(watcher, "casts", f, leaf)
     cast, saved = _leave_autocast(f)
     keeps_input = held is not None and held() is not None
@@ -74,11 +76,11 @@ def play(run: Run, watcher: Watcher | None = None, work: WorkLog | None = None) 
     host = f.t.paged_bytes
     if run.checkpoint == "offload" and run.entered is not None and saved:
         keeps_input = held is not None and held() is not None
-        host = _send_to_host(saved, run.entered, stays=keeps_input)
+        host = send_to_host(saved, run.entered, stays=keeps_input)
         host += sum(c.numel * c.itemsize for c in run.carried if c.read)
-    backward = dict(meter.fullest()) if made.node is not None else {}
+    backward = dict(meter.fullest()) if made.node is not None or run.late else {}
     later = dict(meter.peak_by_component) if meter.earlier is not None and backward else {}
-    left_late = f.late.leave()
+    taken, left_late = f.late.taken, f.late.leave()
     _tell(watcher, "gradients", f, leaf)
     gradients = _take_gradients(f)
     _tell(watcher, "end", f, leaf)
@@ -96,6 +98,7 @@ def play(run: Run, watcher: Watcher | None = None, work: WorkLog | None = None) 
         host=host,
         attached=sum(storage.nbytes for storage in set(f.t.attached)) + first.leaves,
         asked=first.leaves,
+        taken=taken,
         left_late=left_late,
         early=early_gradients(f) if run.keeps_gradients else 0,
         with_loss=with_loss,
@@ -104,6 +107,7 @@ def play(run: Run, watcher: Watcher | None = None, work: WorkLog | None = None) 
         keeps_input=keeps_input,
         keeps_output=isinstance(first.node, LeafVariable) and first.node.storage is not None,
         passed=first.passed,
+        outgoing=leaf.waits_with if leaf is not None else "",
     )
 
 
@@ -116,14 +120,16 @@ def _go_back(
         What the forward pass made whose gradients came back.
     """
     waiting = _await_gradients(run, first, borrowed)
-    if first.node is None:
+    if first.node is None and not run.late:
         return first
     f.late.wait(f.t, run.late)
     if not run.keeps_gradients:
         await_early(f)
     if run.checkpoint not in RECOMPUTED:
         first.receive(waiting)
-        f.t.backward(first.node, first.left.numel, first.left.itemsize)
+        if first.node is not None:
+            f.t.backward(first.node, first.left.numel, first.left.itemsize, run.incoming)
+        f.t.play()  # where only prefixes' gradients have come
         return first
     if run.how.reentrant:
         return _recompute_within(f, run, entered[0], borrowed, waiting)
@@ -141,13 +147,6 @@ def _go_back(
 def _tell(watcher: Watcher | None, place: str, f: Forward, leaf: Node | None) -> None:
     if watcher is not None:
         watcher.reach(place, leaf, f.t.attached)
-
-
-def _send_to_host(saved: Bytes, entered: Boundary, *, stays: bool) -> int:
-    """Take a checkpoint off the device, unless a function's context holds it (``stays``)."""
-    nbytes = -(-entered.nbytes // ROUNDING_BYTES) * ROUNDING_BYTES
-    saved["activations"] -= 0 if stays else nbytes
-    return nbytes
 
 
 def _new_forward(run: Run) -> Forward:
@@ -217,7 +216,8 @@ def _recompute(f: Forward, run: Run, entered: Tensor, borrowed: Borrowed) -> _Ma
         made = _forward(f, run, entered, borrowed)
     f.cache.clear()
     assert made.node is not None
-    flying = f.t.play_tail(made.node, made.left.numel, made.left.itemsize)
+    made.node.grad = f.t.new(made.left.numel, made.left.itemsize, run.incoming)
+    flying = f.t.play_tail()
     if run.checkpoint == "offload":
         borrowed.bring_back()
         if entered.storage in f.t.attached:  # a copy comes back beside what a context holds
@@ -245,7 +245,7 @@ def _recompute_within(
     f.cache.clear()
     made.receive(waiting)
     assert made.node is not None
-    incoming = f.t.new(made.left.numel, made.left.itemsize, "temporaries")
+    incoming = f.t.new(made.left.numel, made.left.itemsize, run.incoming)
     made.node.grad = incoming
     f.t.play()
     outputs.clear()
@@ -286,6 +286,7 @@ def _forward(
     shared = {
         name: Tensor(s.numel, s.itemsize, None) for name, s in run.composition.shared(f).items()
     }
+    run.how.method.begin(f, run.segment.kind)
     left = run.segment.run(f, entered, shared | borrowed.read())
     f.held = None
     if outputs is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 from vram_plan.estimator.chain import Link
 from vram_plan.estimator.ledger import Entry
@@ -67,6 +68,9 @@ def _all_moments(links: tuple[Link, ...]) -> Iterator[Moment]:
     waiting_after = _suffix_sums([link.cost.waiting * link.count for link in links])
     attached_after = _suffix_sums([link.cost.attached * link.count for link in links])
     asked_after = _asked_after(links)
+    reduced_after = _suffix_sums([link.cost.reduced * link.count for link in links])
+    opened = list(accumulate(link.opened for link in links))
+    ahead = [nbytes + opened[-1] for nbytes in _ahead(links)]
     for i, link in enumerate(links):
         cost, kind = link.cost, link.segment.kind
         before_last = _plus(earlier, cost.saved, link.count - 1)
@@ -77,7 +81,7 @@ def _all_moments(links: tuple[Link, ...]) -> Iterator[Moment]:
         yield Moment(
             instant=forward,
             where=where,
-            earlier=_plus(before_last, cast_before, 1),
+            earlier=_plus(_plus(before_last, cast_before, 1), {"activations": ahead[i]}, 1),
             inside=cost.forward,
             gradients=0,
             beside=link.beside_forward,
@@ -87,7 +91,11 @@ def _all_moments(links: tuple[Link, ...]) -> Iterator[Moment]:
             waiting = waiting_after[0] - waiting_after[i]
             later = gradients_after[i + 1] + early + waiting
             last = _instant(kind, i >= last_block)
-            attached = {"activations": attached_after[i + 1], "temporaries": asked_after[i + 1]}
+            attached = {
+                "activations": attached_after[i + 1] + opened[i],
+                "temporaries": asked_after[i + 1],
+                "buffers": reduced_after[i + 1],
+            }
             yield Moment(
                 instant=last,
                 where=where,
@@ -100,6 +108,7 @@ def _all_moments(links: tuple[Link, ...]) -> Iterator[Moment]:
                 later += (link.count - 1) * cost.gradients
                 attached["activations"] += (link.count - 1) * cost.attached
                 attached["temporaries"] += (link.count - 1) * (cost.asked + cost.left_late)
+                attached["buffers"] += (link.count - 1) * cost.reduced
                 first = _instant(kind, False)
                 yield Moment(
                     instant=first,
@@ -112,7 +121,7 @@ def _all_moments(links: tuple[Link, ...]) -> Iterator[Moment]:
         earlier = _plus(earlier, cost.saved, link.count)
         cast = _plus(cast, cost.cast, link.count)
     if early or waiting_after[0]:
-        yield from _regularized(links, earlier, cast)
+        yield from _regularized(links, _plus(earlier, {"activations": opened[-1]}, 1), cast)
 
 
 def _regularized(links: tuple[Link, ...], kept: Bytes, cast: Bytes) -> Iterator[Moment]:
@@ -123,13 +132,13 @@ def _regularized(links: tuple[Link, ...], kept: Bytes, cast: Bytes) -> Iterator[
     inside: Bytes = {}
     for link in links:
         inside = _plus(inside, link.cost.with_loss, link.count)
-    head = links[-1]
+    head = next((link for link in reversed(links) if link.run), links[-1])
     where = _where(head, head.count - 1)
     yield Moment(
         instant=LOSS,
         where=where,
         earlier=_plus(kept, cast, 1),
-        inside=_plus(inside, {"logits": head.cost.returned}, 1),
+        inside=_plus(inside, head.cost.returned, 1),
         gradients=0,
         beside=head.beside_forward,
     )
@@ -141,6 +150,13 @@ def _regularized(links: tuple[Link, ...], kept: Bytes, cast: Bytes) -> Iterator[
         gradients=0,
         beside=head.beside_backward,
     )
+
+
+def _ahead(links: tuple[Link, ...]) -> list[int]:
+    """Beside each segment, prefixes of the blocks to come; the first one has made them itself."""
+    taken = _suffix_sums([link.cost.taken * link.count for link in links])
+    maker = next((i for i, link in enumerate(links) if link.run is not None), len(links))
+    return [taken[i + 1] if i > maker else 0 for i in range(len(links))]
 
 
 def _asked_after(links: tuple[Link, ...]) -> list[int]:

@@ -188,9 +188,9 @@ class Tape:
         tensor.node = leaf
         return leaf
 
-    def backward(self, out: Node, numel: int, itemsize: int) -> None:
-        """Play the tape backwards from node ``out``, whose gradient has ``numel`` elements."""
-        out.grad = self.new(numel, itemsize, "temporaries")
+    def backward(self, out: Node, numel: int, itemsize: int, of: str = "temporaries") -> None:
+        """Play back from node ``out``, whose gradient has ``numel`` elements ``of`` a component."""
+        out.grad = self.new(numel, itemsize, of)
         self.play()
 
     def play(self, down_to: int = 0) -> None:
@@ -241,13 +241,12 @@ class Tape:
         finally:
             self.rehearses, self.stop, self.contexts = False, -1, self.attached
 
-    def play_tail(self, out: Node, numel: int, itemsize: int) -> list[tuple[int, Tensor]]:
-        """Go back from ``out`` until a saved tensor is asked for: recomputation starts there.
+    def play_tail(self) -> list[tuple[int, Tensor]]:
+        """Go back until a saved tensor is asked for: recomputation starts there.
 
         Returns:
             The gradients in flight, each with the number of the node that waits for it.
         """
-        out.grad = self.new(numel, itemsize, "temporaries")
         self.play(self.tail)
         flying = [(i, node.grad) for i, node in enumerate(self.nodes) if node.grad is not None]
         for node in self.nodes:

@@ -93,12 +93,13 @@ class Storage:
 class Tensor:
     """A symbolic tensor: a number of elements, their size, a storage and the node that made it.
 
-    Two flags matter for gradients alone. ``is_view``: a view keeps its base alive, so the engine
+    Three flags matter for gradients alone. ``is_view``: a view keeps its base alive, so the engine
     never adds to it in place. ``by_token``: heads lie behind one another for each token, as a
-    projection makes them, so that undoing a transposition needs no copy.
+    projection makes them, so that undoing a transposition needs no copy. ``flat``: a matrix of all
+    tokens, so that a linear layer hands back its gradient itself and no view.
     """
 
-    __slots__ = ("by_token", "is_view", "itemsize", "node", "numel", "storage")
+    __slots__ = ("by_token", "flat", "is_view", "itemsize", "node", "numel", "storage")
 
     def __init__(
         self, numel: int, itemsize: int, storage: Storage | None, node: "Node | None" = None
@@ -109,6 +110,7 @@ class Tensor:
         self.node = node
         self.is_view = False
         self.by_token = False
+        self.flat = False
 
     @property
     def requires_grad(self) -> bool:
@@ -203,6 +205,11 @@ class Node:
         self.component = component
         self.grad: Tensor | None = None
         self.paged: tuple[tuple[int, str], ...] = ()
+
+    @property
+    def waits_with(self) -> str:
+        """The component of the gradient that has come."""
+        return self.grad.storage.component if self.grad and self.grad.storage else ""
 
     def accumulate(self, grad: Tensor) -> None:
         """Add an incoming gradient as ``InputBuffer::add`` does.

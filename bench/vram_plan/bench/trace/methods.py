@@ -100,6 +100,7 @@ def _freeze(model: Any, layers: int) -> None:
 
 
 def _blocks(model: Any) -> list[torch.nn.Module]:
-    """The longest list of modules."""
-    stacks = [list(m) for m in model.modules() if isinstance(m, torch.nn.ModuleList)]
-    return max(stacks, key=len)
+    """The longest list of modules that is in no other: T5's blocks are such lists themselves."""
+    lists = {n: list(m) for n, m in model.named_modules() if isinstance(m, torch.nn.ModuleList)}
+    outer = [m for n, m in lists.items() if not any(n.startswith(f"{other}.") for other in lists)]
+    return max(outer, key=len)

@@ -50,6 +50,7 @@ class EngineStep:
         ]
         keep_stepping(self.engine.optimizer)
         self.names.residents(self.engine)
+        self.names.watch_buckets(self.engine.optimizer)
         self.paths.on_exit = self._loss_begins(head)
 
     def run(self, batch: dict[str, torch.Tensor]) -> None:

@@ -1,6 +1,7 @@
 """Which tensor of DeepSpeed's is what: the plan's components, by who holds them."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -60,11 +61,24 @@ class Names:
             if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(self._arrived)
 
+    def watch_buckets(self, optimizer: Any) -> None:
+        """Name every bucket as it is made; one that a single gradient fills never sees another."""
+        make = getattr(optimizer, "setup_buckets", None)
+        if make is not None:
+            optimizer.setup_buckets = partial(self._made, make)
+
+    def _made(self, make: Callable[[], None]) -> None:
+        make()
+        self._name_buckets()
+
+    def _name_buckets(self) -> None:
+        for bucket in self.buckets.values():
+            self.name("buffers", _tensors(bucket.buffer))
+
     def _arrived(self, parameter: torch.Tensor) -> None:
         if parameter.grad is not None:
             self.name("gradients", [parameter.grad])
-        for bucket in self.buckets.values():
-            self.name("buffers", _tensors(bucket.buffer))
+        self._name_buckets()
 
     def name(self, component: str, tensors: Iterable[torch.Tensor]) -> None:
         """Name the blocks below some tensors, unless they have a name."""
@@ -77,8 +91,7 @@ class Names:
         """Name what the engine holds now, and move the host's part off the device."""
         optimizer = engine.optimizer
         self.buckets = getattr(optimizer, "ipg_buckets", {})
-        for bucket in self.buckets.values():
-            self.name("buffers", _tensors(bucket.buffer))
+        self._name_buckets()
         groups = held_by(engine, self.model)
         for component in ("weights", "master_weights", "gradients", "optimizer_states"):
             self.name(component, groups[component])

@@ -141,13 +141,16 @@ def _run(step: EngineStep, names: Names, counts: tuple[int, int]) -> Trace:
 
 
 def zero_model(case: ZeroCase) -> Any:
-    """The model on ``meta``; DeepSpeed casts every weight and buffer, adapters included."""
+    """The model on ``meta``; DeepSpeed casts every weight, adapters included, but no buffer.
+
+    0.19.8 ``runtime/engine.py`` ``_cast_module_mixed_precision``.
+    """
     model = build_model(case.step)
     wanted = DTYPES[case.step.dtype]
     if wanted is not torch.float32:
-        for tensor in (*model.parameters(), *model.buffers()):
-            if tensor.dtype is torch.float32:
-                tensor.data = tensor.data.to(wanted)
+        for weight in model.parameters():
+            if weight.dtype is torch.float32:
+                weight.data = weight.data.to(wanted)
     return model
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from vram_plan.estimator.blocks.bert import bert_embeddings, heads
-from vram_plan.estimator.blocks.encoder_parts import nothing_shared, plain_loss, transform
+from vram_plan.estimator.blocks.encoder_parts import numbered, plain_loss, transform
 from vram_plan.estimator.forward import Forward
 from vram_plan.estimator.segment import Composition, Segment
 from vram_plan.estimator.tape import Tensor
@@ -90,5 +90,5 @@ def compose(spec: ModelSpec) -> Composition:
             *_groups(spec),
             Segment(name="predictions", kind="head", run=head),
         ),
-        shared=nothing_shared,
+        shared=numbered,
     )

@@ -178,6 +178,7 @@ def head(f: Forward, x: Tensor, shared: Mapping[str, Tensor]) -> Tensor:
     x = x.moved()
     if spec.do_layer_norm_before:
         x = f.layer_norm("decoder.layer_norm", x, spec.hidden_size)
+    f.frame.leave()
     rows = spec.decoder_vocab_size or spec.vocab_size
     with f.t.scope("logits"):
         return loss_of(f, f.add(_logits(f, x, rows), Tensor(rows, f.how.buffer_bytes, None)))
@@ -232,7 +233,9 @@ def compose(spec: ModelSpec) -> Composition:
                 reads=(ENCODED, MASK),
                 holds=target,
             ),
-            Segment(name="lm_head", kind="head", run=head, holds=(ENCODED,)),
+            Segment(
+                name="lm_head", kind="head", run=head, holds=(ENCODED,), framed=(*target, MASK)
+            ),
         ),
         shared=_final_bias,
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from vram_plan.estimator.blocks.encoder_parts import attend, nothing_shared, plain_loss, transform
+from vram_plan.estimator.blocks.encoder_parts import attend, numbered, plain_loss, transform
 from vram_plan.estimator.forward import Forward
 from vram_plan.estimator.ops.cross_entropy import INDEX_BYTES
 from vram_plan.estimator.ops.elementwise import relayout
@@ -106,5 +106,5 @@ def compose(spec: ModelSpec) -> Composition:
             Segment(name="encoder.layer", kind="layer", run=layer, count=layers, first=0),
             Segment(name="cls", kind="head", run=head),
         ),
-        shared=nothing_shared,
+        shared=numbered,
     )

@@ -36,6 +36,7 @@ def classify(composition: Composition, spec: ModelSpec) -> Composition:
 
 def head(f: Forward, x: Tensor, shared: Mapping[str, Tensor]) -> Tensor:
     """Dense layer and tanh on the first token, dropout, classifier, loss over the sequences."""
+    f.frame.leave()
     hidden = f.spec.hidden_size
     first = _first_token(f.t, x, f.batch * hidden)
     pooled = tanh(f.t, f.linear("pooler.dense", first, (hidden, hidden), bias=True))

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from vram_plan.estimator.blocks.bert import heads
-from vram_plan.estimator.blocks.encoder_parts import nothing_shared, plain_loss, transform
+from vram_plan.estimator.blocks.encoder_parts import numbered, plain_loss, transform
 from vram_plan.estimator.forward import Forward
 from vram_plan.estimator.ops.cross_entropy import INDEX_BYTES
-from vram_plan.estimator.segment import Composition, Segment
+from vram_plan.estimator.segment import Composition, Segment, Shared
 from vram_plan.estimator.tape import Tensor
 from vram_plan.profiles.model import ModelSpec
 
@@ -53,6 +53,11 @@ def head(f: Forward, x: Tensor, shared: Mapping[str, Tensor]) -> Tensor:
     return plain_loss(f, hidden, f.spec.hidden_size)
 
 
+def positions(f: Forward) -> dict[str, Shared]:
+    """``position_ids``; there are no token types."""
+    return {"position_ids": numbered(f)["position_ids"]}
+
+
 def compose(spec: ModelSpec) -> Composition:
     """``DistilBertForMaskedLM``."""
     layers = spec.num_hidden_layers
@@ -62,5 +67,5 @@ def compose(spec: ModelSpec) -> Composition:
             Segment(name="transformer.layer", kind="layer", run=layer, count=layers, first=0),
             Segment(name="vocab_projector", kind="head", run=head),
         ),
-        shared=nothing_shared,
+        shared=positions,
     )

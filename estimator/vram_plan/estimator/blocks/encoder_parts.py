@@ -44,8 +44,15 @@ def nothing_shared(f: Forward) -> dict[str, Shared]:
     return {}
 
 
+def numbered(f: Forward) -> dict[str, Shared]:
+    """``position_ids`` and ``token_type_ids``, one for each row of the table, buffers (BERT)."""
+    numbers = Shared(numel=f.spec.position_embedding_rows, itemsize=INDEX_BYTES, buffer=True)
+    return {"position_ids": numbers, "token_type_ids": numbers}
+
+
 def transform(f: Forward, x: Tensor, names: tuple[str, str], act: str = "") -> Tensor:
     """The masked-LM head in front of the decoder: dense, activation, norm (module ``names``)."""
+    f.frame.leave()
     dense, norm = names
     width = f.spec.embedding_size or f.spec.hidden_size
     x = f.linear(dense, x, (f.spec.hidden_size, width), bias=True)

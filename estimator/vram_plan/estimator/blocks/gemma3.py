@@ -1,6 +1,7 @@
 """Gemma 3, the language model: Gemma 2 with norms on query and key heads, five windows to one."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from vram_plan.estimator.blocks.gemma2 import decoder_layer, head
 from vram_plan.estimator.blocks.heads import scaled_embedding
@@ -8,6 +9,7 @@ from vram_plan.estimator.blocks.llama import (
     attend,
     decoder,
     key,
+    layers_of,
     query,
     rotary_tables,
     value,
@@ -39,7 +41,11 @@ def local_tables(f: Forward) -> dict[str, Shared]:
     """Tables of cos and sin for either kind of layer: their bases differ."""
     found = rotary_tables(f)
     if len(set(f.spec.layer_types)) > 1:
-        found |= {"local_cos": found["cos"], "local_sin": found["sin"]}
+        wide, near = (layers_of(f.spec, windowed=windowed) for windowed in (False, True))
+        for name in ("cos", "sin"):
+            table = found[name]
+            found[name] = replace(table, layers=wide)
+            found[f"local_{name}"] = replace(table, layers=near)
     return found
 
 

@@ -63,6 +63,7 @@ def causal_lm_loss(f: Forward, x: Tensor, *, width: int = 0, scaled: bool = Fals
     ``hf`` is ``ForCausalLMLoss`` of transformers 5.23.0 ``loss/loss_utils.py``. The model's output
     holds the 16-bit logits until the loss is taken from it.
     """
+    f.frame.leave()
     with f.t.scope("logits"):
         if f.how.loss in ("liger", "chunked"):
             return fused_head(f, x, width or f.spec.hidden_size)
@@ -113,6 +114,7 @@ def late_shift_loss(f: Forward, x: Tensor, *, wide: bool) -> Tensor:
     (Baichuan, Qwen).
     """
     t = f.t
+    f.frame.leave()
     with t.scope("logits"):
         logits = f.head_linear(x, (f.spec.hidden_size, f.spec.vocab_size))
         if wide:

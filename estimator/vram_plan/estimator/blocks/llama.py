@@ -146,15 +146,24 @@ def masks(f: Forward) -> dict[str, Shared]:
     scores = f.seq * (f.seq + prefix)
     asked = {spec.is_windowed(layer) for layer in range(spec.num_hidden_layers)}
     for windowed in {False, True} if spec.model_type in BOTH_MASKS else asked:
-        given = windowed in asked
+        given, layers = windowed in asked, layers_of(spec, windowed=windowed)
         name = "window_mask" if windowed else "mask"
         if f.how.attention == "eager":
             numel = f.batch * scores
             wide = f.how.stream_bytes
-            found[name] = Shared(numel=numel, itemsize=wide, saved=False, given=given)
+            found[name] = Shared(
+                numel=numel, itemsize=wide, saved=False, given=given, layers=layers
+            )
         elif f.how.attention == "sdpa" and (prefix or (windowed and f.seq > spec.sliding_window)):
-            found[name] = Shared(numel=scores, itemsize=1, saved=False, given=given)
+            found[name] = Shared(numel=scores, itemsize=1, saved=False, given=given, layers=layers)
     return found
+
+
+def layers_of(spec: ModelSpec, *, windowed: bool) -> tuple[int, ...]:
+    """The layers with a window or those without, where a model has both."""
+    layers = range(spec.num_hidden_layers)
+    found = tuple(layer for layer in layers if spec.is_windowed(layer) == windowed)
+    return found if len(found) < len(layers) else ()
 
 
 def decoder(

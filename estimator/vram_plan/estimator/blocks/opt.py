@@ -58,13 +58,15 @@ def layer(f: Forward, x: Tensor, shared: Inputs) -> Tensor:
 
 
 def feed_forward(f: Forward, x: Tensor) -> Tensor:
-    """``fc1``, activation, ``fc2``, dropout."""
+    """``fc1``, activation, ``fc2``, dropout: on the batch's tokens as one matrix."""
     spec = f.spec
     x = x.moved() if spec.do_layer_norm_before else x  # the norm's variable becomes the product's
+    x.flat = True
     entered = x if f.how.method.parallel else lent(x)
     shape = (spec.hidden_size, spec.intermediate_size)
     x = f.linear("fc1", x, shape, bias=spec.mlp_bias, split="column")
     x = f.act(x)
+    x.flat = True
     x = f.linear("fc2", x, shape[::-1], bias=spec.mlp_bias, split="row")
     x = f.dropout(x, spec.hidden_dropout)
     return f.sublayer("mlp", x, entered)

@@ -80,6 +80,7 @@ def _fed(f: Forward, x: Tensor) -> Tensor:
     entered = norm(f, f"{name}.layer_norm", x)
     out = _dense(f, f"{name}.DenseReluDense", entered)
     out = f.sublayer("mlp", out, entered)
+    del entered  # the norm's variable is the dense part's output now
     return _clamped(f, f.add(x, f.dropout(out, f.spec.hidden_dropout)))
 
 
@@ -120,6 +121,7 @@ def head(f: Forward, x: Tensor, shared: Mapping[str, Tensor]) -> Tensor:
     """The decoder's last norm and dropout, a scale (T5 1.0, umT5), ``lm_head``, the loss."""
     spec = f.spec
     x = f.dropout(norm(f, "decoder.final_layer_norm", x.moved()), spec.hidden_dropout)
+    f.frame.leave()
     scaled = spec.model_type == "umt5" or (spec.model_type == "t5" and spec.tie_word_embeddings)
     # The decoder's outputs hold x while its scaled copy is projected.
     read = scale(f.t, x) if scaled else x
@@ -169,7 +171,13 @@ def compose(spec: ModelSpec) -> Composition:
             ),
             Segment(name="decoder.embed_tokens", kind="embedding", run=target_embedding),
             *_stack(spec, "decoder"),
-            Segment(name="lm_head", kind="head", run=head, holds=(ENCODED,)),
+            Segment(
+                name="lm_head",
+                kind="head",
+                run=head,
+                holds=(ENCODED,),
+                framed=("decoder.words", MASK, *(f"decoder.{bias}" for bias in _BIASES)),
+            ),
         ),
         shared=nothing_shared,
     )

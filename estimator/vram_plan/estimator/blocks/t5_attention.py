@@ -105,9 +105,10 @@ def _kernel(
     if f.how.attention == "eager":
         return plain(f.t, parts, s, bias=bias, mask=mask)
     causal = f.stack == "decoder" and not cross
-    added = bias if cross else copy(f.t, _where_causal(f, bias) if causal else bias)
+    # A variable holds it in the bias' dtype until the kernel is through.
+    added = wide = bias if cross else copy(f.t, _where_causal(f, bias) if causal else bias)
     if f.how.autocast:
-        added = cast(f.t, added, LOW_BYTES)
+        added = cast(f.t, wide, LOW_BYTES)
         if isinstance(bias.node, LeafVariable):  # autocast caches the copies of fp32 leaves
             f.cache["cross bias"] = added
     return sdpa(f.t, *parts, s, mask=added), None

@@ -59,7 +59,7 @@ class AdaLora(LinearPairs):
         base: Callable[[Tensor], Tensor],
     ) -> Tensor:
         """``result += (x @ (A · E).T @ B.T) · scaling / ranknum``."""
-        result = base(x)
+        result, flat = base(x), x.flat
         if not self.matches(f, name):
             return result
         kind, itemsize = quantized_as(f, name), result.itemsize
@@ -77,7 +77,7 @@ class AdaLora(LinearPairs):
         output = self._scaled(f, name, output.moved())
         if kind and not f.how.autocast:
             output = cast(f.t, output, itemsize)
-        return add_in_place(f.t, result, output)
+        return add_in_place(f.t, result, output, viewed=not (kind or flat) and _viewed(f, name))
 
     @staticmethod
     def _scaled(f: Forward, name: str, output: Tensor) -> Tensor:
@@ -110,3 +110,12 @@ class AdaLora(LinearPairs):
         x, down = cast(t, x, LOW_BYTES), cast(t, down, LOW_BYTES)
         up = weight_cast(t, b, LOW_BYTES)
         return product(t, product(t, x, down, self.rank), up, outputs)
+
+
+def _viewed(f: Forward, name: str) -> bool:
+    """Whether a layer's output is a view of a product of matrices.
+
+    With a bias it is (torch 2.13.0 ``aten/src/ATen/native/Linear.cpp`` ``_flatten_nd_linear``;
+    ``Conv1D`` says so itself), without one it is not; ``FalconLinear`` adds its bias to it.
+    """
+    return f"{name}.bias" in f.params and f.spec.model_type != "falcon"

@@ -90,6 +90,9 @@ class Method:
         """Whether the loss reads an added weight directly: its gradient is there from then on."""
         return False
 
+    def begin(self, f: Forward, kind: str) -> None:
+        """Make what is there before a segment's own code runs (prefixes)."""
+
     def embed(self, f: Forward, x: Tensor) -> Tensor:
         """Change the embedded input (prompts are prepended here)."""
         return x

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vram_plan.estimator.choices import BITSANDBYTES
 from vram_plan.estimator.methods.experts import targeted
 from vram_plan.estimator.methods.lora import FOUR_BIT, Lora, quantized_as
 from vram_plan.estimator.ops.adapters import clone, weight_quotient
-from vram_plan.estimator.ops.elementwise import add, cast, mul, scale, shift
-from vram_plan.estimator.tape import Tensor
+from vram_plan.estimator.ops.elementwise import FP32_BYTES, add, cast, mul, scale, shift
+from vram_plan.estimator.tape import Tape, Tensor
 
 if TYPE_CHECKING:
     from vram_plan.estimator.config import TrainConfig
@@ -56,6 +57,8 @@ class Dora(Lora):
         if not (kind and f.how.autocast):
             x = cast(f.t, x, f.how.adapter_bytes)
         result = add(f.t, result, self.decomposed(f, name, x, shape, result))
+        if kind in BITSANDBYTES and f.how.autocast:  # ``bnb.py`` casts nothing then
+            return result
         return cast(f.t, result, itemsize)
 
     def decomposed(
@@ -120,6 +123,19 @@ class Dora(Lora):
     def _dense_weight(f: Forward, name: str, shape: tuple[int, int], itemsize: int) -> Tensor:
         weight, t = f.params[f"{name}.weight"], f.t
         numel = shape[0] * shape[1]
+        if weight.packed and f.how.quantization == "int8":
+            return cast(t, _eight_bits(t, numel), itemsize)
         if weight.packed:
             return cast(t, t.new(numel, f.how.matmul_bytes), itemsize)
         return t.new(numel if weight.itemsize != itemsize else 0, itemsize)
+
+
+def _eight_bits(t: Tape, numel: int) -> Tensor:
+    """Codes times scales, times 1 / 127, in fp32.
+
+    bitsandbytes 0.50.2 ``_ops.py`` int8_vectorwise_dequant.
+    """
+    scaled = t.new(numel, FP32_BYTES)
+    made = t.new(numel, FP32_BYTES)
+    del scaled
+    return made

@@ -133,9 +133,9 @@ class UniPelt(Mam):
         f.cache.pop(_ENTERED, None)
         return result
 
-    def prefix(self, f: Forward, width: int) -> tuple[Tensor, Tensor]:
+    def prefix(self, f: Forward) -> tuple[Tensor, Tensor]:
         """The layer's keys and values times one gate each."""
-        keys, values = Prefix.prefix(self, f, width)
+        keys, values = Prefix.prefix(self, f)
         entered = cast(f.t, f.cache.pop(_ENTERED), f.how.adapter_bytes)
         both = gate(f, "prefix_gates", entered, f.spec.hidden_size, outputs=2)
         first, second = (narrow(f.t, both, both.numel // 2) for _ in range(2))

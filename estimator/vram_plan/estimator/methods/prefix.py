@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from vram_plan.estimator.methods.places import Placed, check_positions, is_cross
 from vram_plan.estimator.ops.activations import activation
-from vram_plan.estimator.ops.adapters import past_key_values
+from vram_plan.estimator.ops.adapters import cut_prefixes
 from vram_plan.estimator.ops.elementwise import cast, concat, relayout
 from vram_plan.estimator.ops.embedding import embedding
-from vram_plan.estimator.tape import Leaf, Tensor
+from vram_plan.estimator.tape import Tensor
 
 if TYPE_CHECKING:
     from vram_plan.estimator.config import TrainConfig
@@ -79,8 +79,7 @@ class Prefix(Placed):
     ``PeftModel.get_prompt`` (``peft/peft_model.py``): a table [tokens, layers · 2 · width] is
     looked up for every sequence, cast to the model's dtype and cut into layers, whose caches copy
     their share; attention concatenates it with its own keys and values. An encoder-decoder has
-    prefixes in the decoder's self-attention. Table and encoder are counted in the first block,
-    whose backward pass is the last.
+    prefixes in the decoder's self-attention.
 
     Attributes:
         tokens: prefix length.
@@ -115,9 +114,13 @@ class Prefix(Placed):
                 "are a cache, which checkpointing cannot use; choose --checkpointing none"
             )
 
-    def layer_key(self, layer: int) -> int:
-        """The first block holds the table."""
-        return int(layer > 0)
+    def begin(self, f: Forward, kind: str) -> None:
+        """All prefixes are made before the first segment; a block finds its own in the cache."""
+        inner = f.spec.is_encoder_decoder and f.stack == "decoder"
+        if kind == "embedding" and not inner:
+            self._make_all(f)
+        elif kind == "layer" and f.stack == "decoder":
+            f.late.take(f.t, self._numel(f), f.how.compute_bytes)
 
     def keys_values(self, f: Forward, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Concatenate the layer's prefix with its keys and values."""
@@ -127,8 +130,7 @@ class Prefix(Placed):
             k, v = concat(f.t, (k,)), concat(f.t, (relayout(f.t, v),))
             f.cache |= {"cross keys": k, "cross values": v}
             return k, v
-        width = k.numel * f.how.tensor // f.tokens
-        first, second = self.prefix(f, width)
+        first, second = self.prefix(f)
         k = concat(f.t, (first, k))
         v = concat(f.t, (second, relayout(f.t, v)))
         # The cache holds both until the model's output is let go (transformers 5.23.0
@@ -136,18 +138,24 @@ class Prefix(Placed):
         f.cache |= {"past keys": k, "past values": v}
         return k, v
 
-    def prefix(self, f: Forward, width: int) -> tuple[Tensor, Tensor]:
+    def prefix(self, f: Forward) -> tuple[Tensor, Tensor]:
         """Keys and values of the virtual tokens in this layer's cache, in the model's dtype."""
-        spec, itemsize = f.spec, f.how.compute_bytes
-        numel = f.batch * self.tokens * width // f.how.tensor
-        if f.layer != (spec.num_hidden_layers if spec.is_encoder_decoder else 0):
-            first, second = f.t.new(numel, itemsize), f.t.new(numel, itemsize)
-            first.node, second.node = Leaf(), Leaf()
-            f.late.leaves += [first.node, second.node]  # what arrives waits for the first block
-            return first, second
-        layers = spec.num_hidden_layers  # the encoder's, where there is one
-        past = cast(f.t, self._encoded(f, width, layers * 2 * width), itemsize)
-        return past_key_values(f.t, past, numel, f.late.arrived)
+        return f.late.move_out()
+
+    def _numel(self, f: Forward) -> int:
+        return f.batch * self.tokens * prefix_width(f.spec) // f.how.tensor
+
+    def _make_all(self, f: Forward) -> None:
+        """The table has prefixes for as many layers as the encoder, where there is one."""
+        spec, width = f.spec, prefix_width(f.spec)
+        layers, twice = spec.num_hidden_layers, spec.is_encoder_decoder
+        past = cast(f.t, self._encoded(f, width, layers * 2 * width), f.how.compute_bytes).moved()
+        numel = self._numel(f)
+        pieces, f.late.maker = cut_prefixes(f.t, past, numel, f.late.arrived, twice=twice)
+        read = 2 * (spec.num_decoder_layers or layers)
+        for piece in pieces[:read]:
+            f.frame.hold(piece.storage)
+        f.cache |= {f"prefix {i}": piece for i, piece in enumerate(pieces[read:])}
 
     def _encoded(self, f: Forward, width: int, outputs: int) -> Tensor:
         ids = Tensor(f.batch * self.tokens, 8, None)

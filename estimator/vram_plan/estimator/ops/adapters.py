@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vram_plan.estimator.ops.embedding import LeafVariable
-from vram_plan.estimator.tape import Param, Tape, Tensor
+from vram_plan.estimator.tape import Node, Param, Tape, Tensor
 
 
 def clone(t: Tape, x: Tensor) -> Tensor:
@@ -11,15 +11,23 @@ def clone(t: Tape, x: Tensor) -> Tensor:
     return t.record(t.new(x.numel, x.itemsize), (x.node,), lambda grad: (grad,))
 
 
-def add_in_place(t: Tape, x: Tensor, y: Tensor) -> Tensor:
-    """``x += y``: saves nothing; y's gradient is cast to its dtype where that differs."""
+def add_in_place(t: Tape, x: Tensor, y: Tensor, *, viewed: bool = False) -> Tensor:
+    """``x += y``: saves nothing; y's gradient is cast to its dtype where that differs.
+
+    ``viewed``: x is a view, so x's gradient is a copy, and the sum's works on another (torch 2.13.0
+    ``torch/csrc/autograd/functions/tensor.cpp`` ``CopySlices::apply_impl``).
+    """
     itemsize, x_needs, y_needs = y.itemsize, x.requires_grad, y.requires_grad
 
     def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
+        if viewed:
+            whole, grad = (t.new(grad.numel, grad.itemsize) for _ in range(2))
+        else:
+            whole = grad
         dy = None
         if y_needs:
             dy = grad if grad.itemsize == itemsize else t.new(grad.numel, itemsize)
-        return grad if x_needs else None, dy
+        return whole if x_needs else None, dy
 
     out = Tensor(x.numel, x.itemsize, x.storage)
     return t.record(out, (x.node, y.node), backward)
@@ -166,36 +174,42 @@ def prepend(t: Tape, first: Tensor, x: Tensor, numel: int, *, batch: int) -> Ten
     return t.record(t.new(numel, first.itemsize), (first.node, x.node), backward)
 
 
-def past_key_values(t: Tape, past: Tensor, numel: int, late: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """A layer's keys and values of ``numel`` elements, copied out of all layers' ``past``.
+def cut_prefixes(
+    t: Tape, past: Tensor, numel: int, late: list[Tensor], *, twice: bool = False
+) -> tuple[list[Tensor], Node | None]:
+    """Keys and values of ``numel`` elements for every layer, copied out of all layers' ``past``.
 
     Going back, a slice of the gradient of prefixed keys keeps all of it, and so for values, in
-    every layer (``late``: what the layers behind have left) until the first one has gone back.
-    Then each layer's pair is stacked (``unbind_backward``), the stacks are joined in one tensor
-    (``split_backward``) and that is laid out as the table is.
+    every layer (``late``). Each layer's pair is stacked (``unbind_backward``), the stacks are
+    joined in one tensor (``split_backward``) and that is laid out as the table is. ``twice``: an
+    encoder-decoder gets ``past`` a second time, for cross-attention, whose cache is dropped.
+
+    Returns:
+        The copies, and the function that cut them.
     """
     size, itemsize = past.numel, past.itemsize
-    keys, values = t.new(numel, itemsize), t.new(numel, itemsize)
-    waiting: list[Tensor] = []
-
-    def wait(grad: Tensor) -> tuple[Tensor | None, ...]:
-        waiting.append(grad)
-        return (Tensor(grad.numel, itemsize, None),)
+    if twice:
+        past = Tensor(2 * size, itemsize, t.new(2 * size, itemsize).storage, past.node)
+    pieces = [t.new(numel, itemsize) for _ in range(past.numel // numel)]
+    del pieces[size // numel :]
 
     def join(grad: Tensor) -> tuple[Tensor | None, ...]:
-        stacked = t.new(2 * numel, itemsize)
-        waiting.clear()
+        first = t.new(2 * numel, itemsize)
         late.clear()
         others = t.new(size - 2 * numel, itemsize)
-        joined = t.new(size, itemsize)
-        del stacked, others
+        stacks = [first, others]
+        del first, others
+        if twice:  # beside zeros for cross-attention, whose halves are added up
+            stacks = [t.new(2 * size, itemsize)]
+        joined = t.new(size * (1 + twice), itemsize)
+        stacks.clear()
+        if twice:
+            joined = t.new(size, itemsize)
         laid_out = t.new(size, itemsize)
         del joined
         return (laid_out,)
 
-    whole = t.record(Tensor(0, itemsize, None), (past.node,), join)
-    keys = t.record(keys, (whole.node,), wait)
-    return keys, t.record(values, (whole.node,), wait)
+    return pieces, t.record(Tensor(0, itemsize, None), (past.node,), join).node
 
 
 def folded(t: Tape, weight: Param, left: Tensor, right: Tensor) -> Tensor:

@@ -63,11 +63,10 @@ def fused_linear_cross_entropy(
     made = [t.new(p.numel, p.itemsize, "gradients") if p else None for p in of_weights]
     losses, mask = t.new(tokens, FP32_BYTES), t.new(tokens, 1)
     rows = min(tokens, liger_rows(tokens, outputs, width))
-    logits = _chunk_logits(t, rows, itemsize, head, cache)
+    logits = [_chunk_logits(t, rows, itemsize, head, cache, [])]
     if rows < tokens:
-        # The next chunk's logits are made before the last ones' name is free.
-        logits = _chunk_logits(t, rows, itemsize, head, cache)
-    _chunk_gradients(t, rows * width, logits.itemsize, weight, cache)
+        logits.append(_chunk_logits(t, rows, itemsize, head, cache, logits))
+    _chunk_gradients(t, rows * width, logits[0].itemsize, weight, cache)
     if t.work is not None:
         t.work.fused_head((tokens, width, outputs), rows, itemsize, learns=learns[0] is not None)
     out = t.new(1, FP32_BYTES)
@@ -86,9 +85,17 @@ def fused_linear_cross_entropy(
 
 
 def _chunk_logits(
-    t: Tape, rows: int, itemsize: int, head: tuple[Param, Param | None], cache: Cache | None
+    t: Tape,
+    rows: int,
+    itemsize: int,
+    head: tuple[Param, Param | None],
+    cache: Cache | None,
+    before: list[Tensor],
 ) -> Tensor:
-    """``part @ weight.t()``, and ``+ bias``: in fp32 where autocast holds that in fp32."""
+    """``part @ weight.t()``, and ``+ bias``: in fp32 where autocast holds that in fp32.
+
+    The product takes the name of the logits ``before``, which are gone then.
+    """
     weight, bias = head
     outputs = weight.shape[0]
     if cache is None or itemsize <= LOW_BYTES:
@@ -98,6 +105,7 @@ def _chunk_logits(
         held = copy, t.new(rows * weight.shape[1], LOW_BYTES)
         logits = t.new(rows * outputs, LOW_BYTES)
         del copy, held
+    before.clear()
     return logits if bias is None else t.new(logits.numel, max(logits.itemsize, bias.itemsize))
 
 

@@ -15,7 +15,8 @@ def linear(
     input, weight, bias. The input's gradient is a view: three dimensions become two on the way in
     (``aten/src/ATen/native/Linear.cpp``, torch 2.13.0); the weight's is one of its transpose.
     With ``keeps`` x is saved though W does not learn, as by what ZeRO 3 puts in its place
-    (DeepSpeed 0.19.8 ``runtime/zero/linear.py``).
+    (DeepSpeed 0.19.8 ``runtime/zero/linear.py``): a Python function, which saves when its output
+    is there (torch 2.13.0 ``torch/csrc/autograd/python_function.cpp`` process_outputs).
     """
     inputs = weight.numel // outputs
     tokens = x.numel // inputs
@@ -23,14 +24,15 @@ def linear(
     biased, offset = bias is not None, edge_of(bias)
     copy = weight.copy.storage if isinstance(weight, AutocastWeight) and x_needs else None
     kept: list[Storage | None] | None = [x.storage if trains or keeps else None, copy]
-    x_numel, x_itemsize = x.numel, x.itemsize
+    x_numel, x_itemsize, flat = x.numel, x.itemsize, x.flat
     w_numel, w_itemsize = weight.numel, weight.itemsize
 
     def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
         dw = t.new(w_numel, w_itemsize, "gradients").view() if trains and not biased else None
         if t.work is not None and dw is not None:
             t.work.product((outputs, tokens, inputs), x_itemsize)
-        dx = t.new(x_numel, x_itemsize).view() if x_needs else None
+        dx = t.new(x_numel, x_itemsize) if x_needs else None
+        dx = dx.view() if dx is not None and not flat else dx
         if t.work is not None and dx is not None:
             t.work.product((tokens, outputs, inputs), x_itemsize)
         if trains and biased:
@@ -51,7 +53,15 @@ def linear(
     if t.work is not None:
         t.work.product((tokens, inputs, outputs), x.itemsize)
     saves = (x if trains or keeps else None, weight if x_needs else None)
-    return t.record(out, edges, backward, packs=True, saves=saves)
+    out = t.record(out, edges, backward, packs=True, saves=saves)
+    return _saved_behind(t, out) if keeps else out
+
+
+def _saved_behind(t: Tape, out: Tensor) -> Tensor:
+    """What a Python function saves is packed when its output is there: recomputation makes it."""
+    if t.rehearses and out.requires_grad:
+        t.last_saved = t.made
+    return out
 
 
 def edge_of(weight: Param | None) -> Node | Param | None:

@@ -1,7 +1,9 @@
 """Configurations whose passes are alike, so that one tape stands for many.
 
 How states are sharded changes what travels and what is held beside the passes; checkpoints that
-wait in host memory are computed like those that stay. A test holds both to the tapes themselves.
+wait in host memory are computed like those that stay. Where ZeRO 3 recomputes, a product or two
+more run again than without it (its linear saves when its output is there), which floors leave out.
+A test holds all of it to the tapes themselves.
 """
 
 from __future__ import annotations

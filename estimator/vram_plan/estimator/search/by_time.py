@@ -92,7 +92,7 @@ def _on_any(task: Task, one: Runnable, machine: Machine, floor: _Spanning) -> fl
 
 def _by_passes(task: Task, one: Runnable, few: TrainConfig, most: TrainConfig) -> float | Outcome:
     """From the fewest GPUs to the most, whatever the states take."""
-    missing, sequences = task.held.bound(one.recipe, few, MOST_SEQUENCES)
+    missing, sequences = task.held.bound(one.recipe, few, MOST_SEQUENCES, most)
     if missing > 0:
         return tally.Out(tally.MISSES, describe(few), missing)
     return _seconds(task, one, few, (sequences, few.grad_accum), most)

@@ -70,6 +70,8 @@ class Cells:
         self._traits = [traits_of(recipe) for recipe in self.recipes]
         self._resolved: dict[Hashable, Runnable | tally.Out] = {}
         self._complete = Complete(space)
+        self._stretches: dict[tuple[int, int], int] = {}
+        self._said: dict[tuple[str, str], tally.Out] = {}
         self.runnable = {kind: self._resolve(members, counts) for kind, members in alike.items()}
         self._ends = self._outermost(alike)
 
@@ -108,7 +110,10 @@ class Cells:
             found = self._complete.config(recipe, options, machine.gpus, machine.gpu)
             return Runnable(recipe, found)
         except ValueError as error:
-            return tally.refusal(str(error), machine.gpu)
+            key = (str(error), machine.gpu.name if machine.gpu else "")
+            if key not in self._said:
+                self._said[key] = tally.refusal(key[0], machine.gpu)
+            return self._said[key]
 
     def _outermost(
         self, alike: dict[int, list[Machine]]
@@ -136,12 +141,17 @@ class Cells:
     def span(self, one: Runnable, machine: Machine) -> tuple[TrainConfig, TrainConfig]:
         """A recipe on the fewest GPUs of a machine's stretch, and on the most."""
         key = (one.recipe, one.example.engine, one.example.pp, self.stretch(one, machine))
-        return self._on(self._ends[*key, 0], machine.gpu), self._on(self._ends[key], machine.gpu)
+        few, last = self._on(self._ends[*key, 0], machine.gpu), self._ends[key]
+        return few, few if last[1].gpus == few.gpus else self._on(last, machine.gpu)
 
     def stretch(self, one: Runnable, machine: Machine) -> int:
         """The numbers of GPUs that a machine's is one of; 0 where it stands for itself."""
-        found = stretch(one.example, machine.gpus)
-        return found if found == NODES or has_steady_links(machine.gpu) else 0
+        key = (one.recipe, machine.index)
+        if key not in self._stretches:
+            found = stretch(one.example, machine.gpus)
+            steady = found == NODES or has_steady_links(machine.gpu)
+            self._stretches[key] = found if steady else 0
+        return self._stretches[key]
 
     def _on(self, end: tuple[Runnable, Machine], gpu: GpuSpec | None) -> TrainConfig:
         one, machine = end

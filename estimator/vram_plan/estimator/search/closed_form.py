@@ -3,6 +3,14 @@
 Each instant of the step is the fullest of moments whose bytes are affine in the micro-batch, so it
 is convex in it and the line through the first two never lies above it further on: what the lines
 leave room for is the answer or a little more, and what is taken is checked by its own ledger.
+
+Affine but for rounding: a moment is a sum of at most n tensors, each a b + c bytes (a, c not
+negative) rounded up by less than r = 512. So between b = 1 and b = k the fullest instant grows by
+s bytes a sequence, and with k + 1 (`at_least_with_one_more`)
+
+* it holds at least s - 2 n r bytes more than with k: it is convex but for n r above and below;
+* whatever instant is the fullest then grows by at least s - 3 n r a sequence, as it was no fuller
+  with k; what is made within the step is all of it that grows, hence at least k + 1 times that.
 """
 
 from __future__ import annotations
@@ -14,8 +22,11 @@ from vram_plan.estimator.ledger import OUTSIDE_THE_STEP
 from vram_plan.estimator.memory import Memory
 from vram_plan.estimator.overhead import MADE_WITHIN_THE_STEP, slack_bytes
 from vram_plan.estimator.search.room import Need, room
+from vram_plan.estimator.tensors import ROUNDING_BYTES
 
 _MADE = MADE_WITHIN_THE_STEP[0]
+_OUTSIDE = 8
+"""Segments beside the blocks: embeddings, norms, heads, of an encoder too."""
 _NOTHING = dict.fromkeys(MADE_WITHIN_THE_STEP, 0)
 
 
@@ -78,6 +89,33 @@ def along(start: Reading, low: Reading, high: Reading, more: int, steps: int = 1
     host = start.host + more * (high.host - low.host) // steps
     nvme = start.nvme + more * (high.nvme - low.nvme) // steps
     return Reading(tuple(instants), start.overhead, host, nvme)
+
+
+TENSORS = 256
+"""At most so many tensors of a segment are alive at once (a test counts them)."""
+
+
+def at_least_with_one_more(config: TrainConfig, one: Reading, many: Reading, count: int) -> Need:
+    """What one sequence more than ``count`` (two or more) needs at least.
+
+    Args:
+        config: a loss that is not cut into chunks.
+        one: with one sequence.
+        many: with ``count``.
+        count: sequences.
+    """
+    place = max(
+        (i for i, instant in enumerate(many.instants) if instant.inside),
+        key=lambda i: many.instants[i].total,
+    )
+    total = many.instants[place].total
+    first = one.instants if config.pp > 1 else (one.instants[place],)  # of another stage perhaps
+    grown = (total - max(instant.total for instant in first)) // (count - 1)
+    tensors = TENSORS * (config.model.num_blocks + _OUTSIDE)
+    more = max(0, grown - 3 * tensors * ROUNDING_BYTES)
+    largest = max(total + more, *(instant.total for instant in many.instants))
+    slack = slack_bytes(_NOTHING | {_MADE: (count + 1) * more})
+    return Need(largest + many.overhead + slack, many.host, many.nvme)
 
 
 def largest_on_lines(config: TrainConfig, one: Reading, two: Reading, most: int) -> int:

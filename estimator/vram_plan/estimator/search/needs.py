@@ -14,12 +14,20 @@ from vram_plan.estimator.overhead import (
     unlisted_workspaces,
     workspace_bytes,
 )
-from vram_plan.estimator.search.closed_form import Reading, along, largest_on_lines, read
+from vram_plan.estimator.search.closed_form import (
+    Reading,
+    along,
+    at_least_with_one_more,
+    largest_on_lines,
+    read,
+)
 from vram_plan.estimator.search.largest_batch import Room, largest_from
 from vram_plan.estimator.search.likeness import ledger_traits
 from vram_plan.estimator.search.room import Need, memory_needed, room
 from vram_plan.estimator.search.variant import varied
 
+CHUNKED = frozenset({"fused-ce", "chunked", "liger"})
+"""Losses whose rows are taken in chunks, so many of them or of such a size."""
 MARGIN_BYTES = 64 * 2**20
 """By which fewer GPUs can seem to need less, communicators aside: the padding of shards."""
 _Key = tuple[object, ...]
@@ -91,13 +99,12 @@ class Needs:
         return largest_on_lines(config, one, two, most)
 
     def ends(self, key: _Key, config: TrainConfig, micro_batch: int) -> bool:
-        """Whether one sequence more misses by the margin on the line from one to so many."""
-        if micro_batch == 1:
+        """Whether one sequence more certainly misses, by what one and so many need."""
+        if micro_batch == 1 or config.loss in CHUNKED:
             return False
         low, high = (self.reading(key, config, b, config.grad_accum) for b in (1, micro_batch))
-        found = along(high, low, high, 1, micro_batch - 1)
-        found = found._replace(overhead=found.overhead + _workspaces(config))
-        return room(config, found.need) < -MARGIN_BYTES
+        high = high._replace(overhead=high.overhead + _workspaces(config))
+        return room(config, at_least_with_one_more(config, low, high, micro_batch)) < 0
 
     def misses(self, key: _Key, config: TrainConfig, on: TrainConfig) -> int:
         """Bytes that one sequence misses at least, from what it needs on more GPUs."""

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 from vram_plan.estimator.config import TrainConfig
 from vram_plan.estimator.rank import Passes
 from vram_plan.estimator.search.alike import passes_of, staying, undivided
+from vram_plan.estimator.search.likeness import ledger_traits
 from vram_plan.estimator.search.passes import Added, Prices, added_up
 from vram_plan.estimator.search.sent import Alike, Sent, depends_on_batch
 from vram_plan.estimator.search.variant import varied
@@ -28,6 +29,7 @@ from vram_plan.estimator.speed.phases import chain_work
 from vram_plan.estimator.speed.roofline import peak_flops
 from vram_plan.estimator.speed.step_time import sharing, step_time
 from vram_plan.estimator.speed.traffic import NotModelled
+from vram_plan.estimator.speed.worked import noting
 from vram_plan.profiles.efficiency import Curves, curves_of
 from vram_plan.profiles.gpus import GpuSpec
 
@@ -113,22 +115,38 @@ class Modelled:
         self._prices: dict[tuple[str, float], Prices] = {}
         self._known_curves: dict[str, Curves] = {}
         self._sent = Sent()
+        self._numbers: dict[Hashable, int] = {}
+        self._asked: tuple[TrainConfig | None, Alike] = (None, Alike(0, 0))
 
     def seconds_per_token(self, config: TrainConfig) -> float | None:
         """From the step time."""
-        step = step_time(config)
+        with noting():
+            step = step_time(config)
         return None if step is None else 1 / step.tokens_per_second
 
     def work(self, config: TrainConfig) -> Hashable:
         """A number for each different pass of one sequence, however states are sharded."""
-        passes = passes_of(staying(config), 1)
-        key = (id(passes), config.cp, config.seq_len, config.source_len, config.fp8_recipe)
-        number, _ = self._kinds.setdefault(key, (len(self._kinds), passes))
-        return number
+        away, last = config.offload == "activations", config.grad_accum == 1
+        own = (self.traffic(config).tensors, away, last, ledger_traits(config))
+        if own not in self._numbers:
+            self._numbers[own] = self._kind(config)
+        return self._numbers[own]
+
+    def _kind(self, config: TrainConfig) -> int:
+        with noting():
+            passes = passes_of(staying(config), 1)
+            key = (id(passes), config.cp, config.seq_len, config.source_len, config.fp8_recipe)
+            if key not in self._kinds:
+                number = len(self._kinds)
+                self._kinds[key] = (number, passes)
+                self._works[number, 1] = _tape(passes, config.cp)
+        return self._kinds[key][0]
 
     def traffic(self, config: TrainConfig) -> Alike:
         """Numbers for each different traffic."""
-        return self._sent.alike(config)
+        if self._asked[0] is not config:
+            self._asked = (config, self._sent.alike(config))
+        return self._asked[1]
 
     def rough(self, config: TrainConfig, gpu: GpuSpec, work: Hashable) -> float:
         """Its operations at the peak."""
@@ -191,7 +209,8 @@ class Modelled:
     def _tape(self, config: TrainConfig, work: Hashable, micro_batch: int) -> _Tape:
         key = (work, micro_batch)
         if key not in self._works:
-            self._works[key] = _tape(passes_of(staying(config), micro_batch), config.cp)
+            with noting():
+                self._works[key] = _tape(passes_of(staying(config), micro_batch), config.cp)
         return self._works[key]
 
     def _priced(self, config: TrainConfig, gpu: GpuSpec) -> Prices:

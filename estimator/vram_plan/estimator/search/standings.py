@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections import defaultdict
 from collections.abc import Hashable
+from heapq import nsmallest
+from itertools import chain
 
+from vram_plan.estimator.search import ties
 from vram_plan.estimator.search.cells import Machine
 from vram_plan.estimator.search.pareto import place
-from vram_plan.estimator.search.ties import figure, grouped, kind
 from vram_plan.estimator.search.wish import Candidate, Wish
 
-_Rank = tuple[float, float, int]
 _TRUST = 1 - 1e-9
 """A floor is a sum of floats: it may lie a rounding above what it bounds."""
 _BEYOND = 1.001
@@ -23,8 +25,8 @@ class Standings:
     def __init__(self, wish: Wish) -> None:
         self._wish = wish
         self._plans: list[Candidate] = []
-        self._ranks: dict[Hashable, _Rank] = {}
-        self._best: list[tuple[_Rank, Hashable]] = []
+        self._worths: dict[Hashable, list[float]] = defaultdict(list)
+        self._leaders: dict[Hashable, list[float]] = {}
         self._last: float | None = None
         self._worth = 0.0
         self._front: list[tuple[float, float, int, Candidate]] = []
@@ -39,20 +41,24 @@ class Standings:
             self._join_front(plan)
 
     def _join_best(self, plan: Candidate) -> None:
-        """The best of plans that tie stands for all of them."""
+        """The best of plans that tie stands for all of them.
+
+        More plans never make fewer groups up to some worth, so what is beaten once stays so.
+        """
         objective, top = self._wish.objective, self._wish.top
-        alike, rank = kind(objective, plan), plan.rank(objective)
-        known = self._ranks.get(alike)
-        if known is not None and known <= rank:
+        worth = plan.worth(objective)
+        if self.is_beaten(worth):
             return
-        self._ranks[alike] = rank
-        if known is not None and (known, alike) in self._best:
-            self._best.remove((known, alike))
-        insort(self._best, (rank, alike), key=lambda item: item[0])
-        del self._best[top:]
-        if len(self._best) == top:
-            self._worth = self._best[-1][0][0]
-            self._last = figure(objective, self._worth)
+        where = ties.place(objective, plan)
+        insort(self._worths[where], worth)
+        leaders = ties.leaders(objective, self._worths[where], top)
+        if leaders == self._leaders.get(where):
+            return
+        self._leaders[where] = leaders
+        best = nsmallest(top, chain.from_iterable(self._leaders.values()))
+        if len(best) == top:
+            self._worth = ties.limit(best[-1])
+            self._last = ties.figure(objective, self._worth)
 
     def _join_front(self, plan: Candidate) -> None:
         mine = place(plan)
@@ -66,7 +72,7 @@ class Standings:
 
     def best(self) -> tuple[Candidate, ...]:
         """The best plans, best first, each with those that tie with it."""
-        return grouped(self._plans, self._wish)
+        return ties.grouped(self._plans, self._wish)
 
     def front(self) -> tuple[Candidate, ...]:
         """The front, fastest first."""
@@ -89,7 +95,7 @@ class Standings:
         if self._last is None or worth <= self._worth:
             return False
         beyond = worth > _BEYOND * self._worth
-        return beyond or figure(self._wish.objective, worth) > self._last
+        return beyond or ties.figure(self._wish.objective, worth) > self._last
 
     def _is_dominated(self, seconds: float, usd: float) -> bool:
         at = bisect_left(self._front, (seconds,), key=lambda item: item[:1])

@@ -189,7 +189,7 @@ def input_entries(rank: Rank) -> list[Entry]:
         Entry(
             component="activations",
             name="tensors shared by all layers (cos, sin, masks)",
-            bytes=passes.shared,
+            bytes=passes.shared - passes.opened,
             formula="as the composition lists them",
             source="transformers 5.23.0 modeling code",
             alive=PASS_INSTANTS - {EMBEDDING_BACKWARD},

@@ -13,8 +13,15 @@ from dataclasses import replace
 
 from vram_plan.estimator.chain import Link, names_output
 from vram_plan.estimator.config import TrainConfig
+from vram_plan.estimator.eight import gathered_itemsize
 from vram_plan.estimator.ledger import Entry
 from vram_plan.estimator.sharding.base import Rank
+from vram_plan.estimator.sharding.fsdp2_reduce import (
+    COLLECTIVES,
+    reduce_input,
+    reduced,
+    stays_reduced,
+)
 from vram_plan.estimator.sharding.fsdp_states import shard_ranks, sharded_states
 from vram_plan.estimator.sharding.gathering import Beside, dress, neighbours, pause
 from vram_plan.estimator.sharding.units import (
@@ -29,7 +36,6 @@ from vram_plan.estimator.sharding.units import (
 )
 from vram_plan.estimator.tape import Param
 
-COLLECTIVES = "torch 2.13.0 torch/distributed/fsdp/_fully_shard/_fsdp_collectives.py"
 GROUP = "torch 2.13.0 torch/distributed/fsdp/_fully_shard/_fsdp_param_group.py"
 
 
@@ -69,12 +75,14 @@ class Timeline:
                 if previous is None or following is None:
                     result.append(self._gathering(link, previous))
                 result.append(dress(link, self._block(link, previous, following)))
+                result += self._gathering_ahead(result[-1], previous, link.cost.left.nbytes)
                 if self._regathers(link, previous):
                     result.append(self._regathering(link, following))
             elif link.segment.kind == "head":
                 result.append(dress(link, self._head(previous)))
+                result += self._gathering_ahead(result[-1], previous, 0)
             else:
-                result.append(dress(link, self._embedding(following)))
+                result.append(dress(link, self._outside(link, previous, following)))
         return tuple(result)
 
     def _block(self, link: Link, previous: Link | None, following: Link | None) -> Beside:
@@ -99,6 +107,7 @@ class Timeline:
             # The weights of a repeated block (ALBERT) stay once, and so do their gradients.
             kept=self._gathered_bytes(unit) if self.stays and not link.segment.repeats else 0,
             gradients=0 if self.accumulates or link.segment.repeats else self._shards_bytes(unit),
+            reduced=0 if link.segment.repeats else stays_reduced(self.config, unit, self.ranks),
         )
 
     def _head(self, previous: Link | None) -> Beside:
@@ -108,12 +117,20 @@ class Timeline:
         backward = (self._root(),) if self.stays else (self._root(), buffer)
         return Beside(forward=(self._root(), buffer), backward=backward)
 
-    def _embedding(self, following: Link | None) -> Beside:
-        forward = (self._root(), self._all_gather(self.root, "of what is outside the blocks"))
+    def _outside(self, link: Link, previous: Link | None, following: Link | None) -> Beside:
+        """An embedding, an encoder's last norm: a decoder's embedding has blocks before it."""
+        whose = "of what is outside the blocks" if previous is None else "of the block before"
+        before = self._all_gather(self.root if previous is None else self._unit(previous), whose)
         backward = [self._root()]
+        if previous is not None and not self.stays:
+            backward.append(before)
         if following is not None:
-            backward += self._reduce_input(self._unit(following), "of the first block")
-        return Beside(forward=forward, backward=tuple(backward))
+            unit = self._unit(following)
+            backward += self._reduce_input(unit, "of the block after")
+            if previous is None and not link.cost.left.requires_grad:
+                # Nothing tells the block that it is through.
+                backward.append(self._whole(unit, "the first block's weights"))
+        return Beside(forward=(self._root(), before), backward=tuple(backward))
 
     def _gathering(self, link: Link, previous: Link | None) -> Link:
         """Before a block's forward pass: its weights are copied out beside two buffers.
@@ -159,6 +176,37 @@ class Timeline:
             held += self._reduce_input(self._unit(following), "of the block after")
         beside = Beside(backward=tuple(held))
         return pause(f"gathering {link.segment.name} again", "layer", link.cost.left, beside)
+
+    def _gathering_ahead(self, link: Link, previous: Link | None, arrives: int) -> Iterator[Link]:
+        """As a segment starts to go back: the shards of the block before it are copied to be sent.
+
+        They are in a tensor of the compute dtype, or of the device, until the collective has begun
+        (``_get_param_all_gather_inputs``). ``arrives``: bytes of the gradient that has come in.
+        """
+        before = link if link.count > 1 else previous
+        if before is None or self.stays:
+            return
+        copied = self._unit(before).total(self._sent_bytes)
+        if copied + arrives <= sum(link.cost.backward.values()):
+            return
+        sent = Entry(
+            component="buffers",
+            name="all-gather input of the block before",
+            bytes=rounded(copied),
+            formula=f"a rank's share in the compute dtype: {copied:,} bytes",
+            source=COLLECTIVES,
+        )
+        name = f"sending {before.segment.name}"
+        beside = Beside(backward=(*link.beside_backward, sent))
+        yield pause(name, link.segment.kind, link.cost.left, beside)
+
+    def _sent_bytes(self, p: Param) -> float:
+        """Of a weight's copy that a rank sends; shards of that dtype are sent themselves."""
+        away = self.config.offload == "optimizer+params"
+        itemsize = gathered_itemsize(self.config, p)
+        if not away and (p.packed or itemsize in {1, held_bytes(self.config, p)}):
+            return 0
+        return gathered_bytes(self.config, p, self.ranks) / self.ranks
 
     def _root_reduction(self) -> Iterator[Link]:
         """After the backward pass: what is outside the blocks is reduced (the last moment first).
@@ -215,44 +263,7 @@ class Timeline:
         )
 
     def _reduced(self, unit: Unit, whose: str) -> Iterator[Entry]:
-        """What `foreach_reduce` holds when the shards' gradients are there.
-
-        Its loop's variable names the last weight's gradient until it returns; and what the
-        collective wrote is there still, where that is cast to the dtype of the shards.
-        """
-        learning = [p for p in unit.params if p.trainable]
-        if not learning:
-            return
-        last = Unit(name=unit.name, params=(learning[-1],), scale=self.scale)
-        yield Entry(
-            component="gradients",
-            name=f"whole gradient of {learning[-1].name}",
-            bytes=rounded(last.total(lambda p: p.numel * p.itemsize)),
-            formula="the last of the weights that are reduced together",
-            source=COLLECTIVES,
-        )
-
-        def output(p: Param) -> float:
-            stays = held_bytes(self.config, p) == p.itemsize
-            return 0 if stays else padded(p, self.ranks) // self.ranks * p.itemsize
-
-        nbytes = unit.total(output, trainable=True)
-        yield Entry(
-            component="buffers",
-            name=f"reduce-scatter output {whose}",
-            bytes=rounded(nbytes),
-            formula=f"a rank's share in the dtype of the collective: {nbytes:,} bytes",
-            source=COLLECTIVES,
-        )
+        yield from reduced(self.config, unit, self.ranks, whose)
 
     def _reduce_input(self, unit: Unit, whose: str) -> list[Entry]:
-        nbytes = unit.total(lambda p: padded(p, self.ranks) * p.itemsize, trainable=True)
-        return [
-            Entry(
-                component="buffers",
-                name=f"reduce-scatter input {whose}",
-                bytes=rounded(nbytes),
-                formula=f"its gradients, padded: {nbytes:,} bytes",
-                source=COLLECTIVES,
-            )
-        ]
+        return [reduce_input(unit, self.ranks, whose)]

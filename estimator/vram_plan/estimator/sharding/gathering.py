@@ -22,12 +22,14 @@ class Beside:
         backward: held while it goes back.
         kept: bytes that stay from its forward pass until its backward pass is done.
         gradients: bytes of gradients it leaves; None for those of the tape.
+        reduced: bytes of buffers that stay from its reduction until the backward pass is over.
     """
 
     forward: tuple[Entry, ...] = ()
     backward: tuple[Entry, ...] = ()
     kept: int = 0
     gradients: int | None = None
+    reduced: int = 0
 
 
 def neighbours(chain: tuple[Link, ...]) -> Iterator[tuple[Link, Link | None, Link | None]]:
@@ -44,6 +46,8 @@ def dress(link: Link, beside: Beside) -> Link:
     cost = link.cost
     if beside.gradients is not None:
         cost = replace(cost, gradients=beside.gradients)
+    if beside.reduced:
+        cost = replace(cost, reduced=beside.reduced)
     if beside.kept:
         saved = dict(cost.saved)
         saved["temporaries"] = saved.get("temporaries", 0) + beside.kept

@@ -20,7 +20,7 @@ from vram_plan.estimator.sharding.base import Rank, clipping_entry, weights_entr
 from vram_plan.estimator.sharding.fp8_weights import cached_copies, engine_state
 from vram_plan.estimator.sharding.megatron_fsdp import fsdp_entries
 from vram_plan.estimator.step import PASSES
-from vram_plan.profiles.switches import (
+from vram_plan.profiles.megatron_switches import (
     exchanges_tokens,
     expert_tensor_ranks,
     groups_experts,
@@ -50,7 +50,6 @@ def keeps_gradients(config: TrainConfig) -> bool:
 
 def entries(rank: Rank) -> list[Entry]:
     """Weights, main gradients, masters and moments, and the buffers that stay."""
-    _check(rank.config)
     if rank.config.fsdp:
         return [*fsdp_entries(rank), *engine_state(rank, 0), *_buffers(rank)]
     return [
@@ -62,20 +61,6 @@ def entries(rank: Rank) -> list[Entry]:
         clipping_entry(rank),
         *_buffers(rank),
     ]
-
-
-def _check(config: TrainConfig) -> None:
-    if config.model.num_experts and config.tp > 1 and not config.sequence_parallel:
-        raise ValueError(
-            f"--tp {config.tp} of a model with experts: Megatron-LM trains it with sequence "
-            "parallelism alone (MoELayer.forward); leave --no-sequence-parallel out"
-        )
-    divided = config.ep * expert_tensor_ranks(config.stack, config.tp)
-    if config.ep > 1 and config.shard_ranks * config.tp % divided:
-        raise ValueError(
-            f"--ep {config.ep}: the {config.shard_ranks} data-parallel ranks are not divisible by "
-            f"{config.ep}; choose a divisor"
-        )
 
 
 def _numel(weights: Iterable[Weight], scale: float, *, experts: bool) -> float:

@@ -34,6 +34,7 @@ def stages(config: TrainConfig, passes: Passes) -> tuple[Rank, ...]:
         stage = replace(
             passes,
             links=links,
+            opened=sum(link.opened for link in links),
             inventory=inventory,
             entries=tuple(pass_entries(links)),
             gradients=gradient_bytes(links),

@@ -40,6 +40,14 @@ def entries(rank: Rank) -> list[Entry]:
     return found if keeps_gradients(rank.config) else [*found, waiting_entry(rank)]
 
 
+def resident(rank: Rank) -> list[Entry]:
+    """The same, as far as it is there whatever the passes do: no bucket of gradients."""
+    shares = Shares(rank)
+    if rank.config.optimizer == "one-bit-adam" or zero1_wide.runs(shares) or not rank.config.zero:
+        return _entries(rank)
+    return zero3.resident(shares) if rank.config.zero == 3 else zero12.resident(shares)
+
+
 def _entries(rank: Rank) -> list[Entry]:
     shares = Shares(rank)
     if rank.config.optimizer == "one-bit-adam":

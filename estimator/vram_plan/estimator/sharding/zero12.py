@@ -24,6 +24,11 @@ STEP = (CLIPPING, OPTIMIZER_STEP)
 
 def entries(shares: Shares) -> list[Entry]:
     """Every weight, gradient, state and buffer of stage 1 or 2."""
+    return [*resident(shares), *bucket_entries(shares)]
+
+
+def resident(shares: Shares) -> list[Entry]:
+    """The same without the buckets of gradients."""
     found = weight_entries(shares)
     if shares.offloaded:
         found += flat_offload_entries(shares)
@@ -33,7 +38,7 @@ def entries(shares: Shares) -> list[Entry]:
         found += state_entries(shares, shares.partition, freed=copies)
         found += _gradient_entries(shares)
         found += _step_entries(shares)
-    return [*found, *bucket_entries(shares)]
+    return found
 
 
 def weight_entries(shares: Shares) -> list[Entry]:
@@ -130,8 +135,8 @@ def _gradient_entries(shares: Shares) -> list[Entry]:
     ]
     if shares.config.zero == 1 and (not hooked(shares) or shares.config.grad_accum > 1):
         found.append(_whole_gradients(shares, shares.trainable - shares.partition))
-    elif shares.config.grad_accum > 1 and wide == width:
-        found.append(_second_partition(shares))
+    elif shares.config.grad_accum > 1 and wide == width and (during := frozenset(reached(shares))):
+        found.append(_second_partition(shares, during))
     return found
 
 
@@ -166,15 +171,18 @@ def _whole_gradients(shares: Shares, elements: int) -> Entry:
     )
 
 
-def _second_partition(shares: Shares) -> Entry:
-    """Stage 2: a micro-batch's partition, before it is added to that of the earlier ones."""
+def _second_partition(shares: Shares, during: frozenset[str]) -> Entry:
+    """Stage 2: a micro-batch's partition, before it is added to that of the earlier ones.
+
+    Where all gradients fit into one bucket, nothing is reduced ``during`` the backward pass.
+    """
     return Entry(
         component="temporaries",
         name="gradients of the partition of one micro-batch",
         bytes=shares.width * shares.span,
         formula=f"{shares.width} · {shares.span:,} elements, added at the end of its backward pass",
         source=f"{SOURCE} independent_gradient_partition_epilogue",
-        alive=frozenset(reached(shares)),
+        alive=during,
     )
 
 

@@ -23,6 +23,11 @@ SOURCE = f"{DS}/zero/stage3.py"
 
 def entries(shares: Shares) -> list[Entry]:
     """Every weight, gradient, state, buffer and gathered weight of stage 3."""
+    return [*resident(shares), *bucket_entries(shares)]
+
+
+def resident(shares: Shares) -> list[Entry]:
+    """The same without the buckets of gradients."""
     groups = sub_groups(shares)
     found = _weight_entries(shares)
     if shares.offloaded:
@@ -30,7 +35,7 @@ def entries(shares: Shares) -> list[Entry]:
     else:
         found += _state_entries(shares, groups)
         found += _gradient_entries(shares, groups)
-    return [*found, *gathered_entries(shares, max(groups, default=0)), *bucket_entries(shares)]
+    return [*found, *gathered_entries(shares, max(groups, default=0))]
 
 
 def sub_groups(shares: Shares) -> list[int]:

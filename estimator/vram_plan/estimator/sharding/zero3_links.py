@@ -109,7 +109,7 @@ def _head(seen: Gathered, spans: Spans, at: tuple[str, int, int]) -> tuple[_Mome
 
 def _before_loss(link: Link, moment: _Moment) -> Link:
     """The first of them as a moment of its own."""
-    stop = pause("gathering the head", "norm", link.cost.left, Beside(forward=_held(*moment[:2])))
+    stop = pause("gathering the head", "head", link.cost.left, Beside(forward=_held(*moment[:2])))
     return replace(stop, cost=replace(stop.cost, forward=moment[2]))
 
 

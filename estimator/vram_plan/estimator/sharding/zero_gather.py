@@ -140,7 +140,8 @@ class Gathering:
         """Follow every call."""
         opened = [call for call in self.calls if call.opens]
         for step, call in enumerate(opened):
-            self.passed.append(self.passed[-1] + sum(self.numels[w] for w in call.weights))
+            own = sum(self.numels[w] for w in call.weights) if call.weights else 0
+            self.passed.append(self.passed[-1] + own)
             self.deep.append(self.deep[-1] + call.below)
             self.turns += call.where[0] == "forward"
             for weight in call.weights:
@@ -154,7 +155,7 @@ class Gathering:
             if call.opens:
                 self._fetch(call, step)
                 step += 1
-            else:
+            elif call.weights or call.frees or self.seen:
                 self._release(call, step)
             self._change(0, call)
             if call.opens and (call.weights or call.where in self.running):
@@ -179,17 +180,19 @@ class Gathering:
         return {place: tuple(told) for place, told in found.items()}
 
     def _fetch(self, call: Call, step: int) -> None:
-        missing = [w for w in call.weights if w not in self.gathered and w not in self.buckets]
-        missing = [w for w in missing if w not in self.resident]
-        self._gather(missing, call)
-        for weight in call.weights:
-            self.active[weight] = self.active.get(weight, 0) + 1
-            self._wait(weight, call)
-        fresh = {w for w in call.weights if self.fetched_for.get(w, -1) < step}
-        for _ in range(len(fresh)):
-            weight, used = self.queue.popleft()
-            self.fetched_for[weight] = used
-        self._prefetch(call)
+        if call.weights:
+            missing = [w for w in call.weights if w not in self.gathered and w not in self.buckets]
+            missing = [w for w in missing if w not in self.resident]
+            self._gather(missing, call)
+            for weight in call.weights:
+                self.active[weight] = self.active.get(weight, 0) + 1
+                self._wait(weight, call)
+            fresh = {w for w in call.weights if self.fetched_for.get(w, -1) < step}
+            for _ in range(len(fresh)):
+                weight, used = self.queue.popleft()
+                self.fetched_for[weight] = used
+        if self.queue:
+            self._prefetch(call)
         if call.where[0] == "backward":
             self.closing.update(dict.fromkeys(call.weights, self.live))
 

@@ -64,7 +64,8 @@ def profile(run: Run) -> Profile:
         watcher.leave()
         return out
 
-    play(replace(run, segment=replace(run.segment, run=watched)), watcher)
+    # Until the head is gathered it is the forward pass, whose entry has the model's variables.
+    play(replace(run, segment=replace(run.segment, run=watched), local=0), watcher)
     loud = watcher.loud - (watcher.mute if run.segment.kind == "embedding" else set())
     return Profile(
         forward=watcher.spans["forward"],

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vram_plan.estimator.speed.roofline import kernel_seconds
-from vram_plan.estimator.speed.work import Kernel, Work, worked
+from vram_plan.estimator.speed.work import Kernel, Work
+from vram_plan.estimator.speed.worked import worked
 
 if TYPE_CHECKING:
     from vram_plan.estimator.chain import Link

@@ -13,11 +13,9 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from functools import lru_cache
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from vram_plan.estimator.simulate import play
 from vram_plan.estimator.tape import Node, Param, Storage, Tape, Tensor
 from vram_plan.estimator.tensors import storages_in
 
@@ -25,7 +23,7 @@ if TYPE_CHECKING:
     from vram_plan.estimator.costs import Run
     from vram_plan.estimator.ops.attention import Heads
 
-__all__ = ["Kernel", "Work", "WorkLog", "worked"]
+__all__ = ["Kernel", "Work", "WorkLog"]
 
 _PER_DENSE_BYTE = 1.25
 """Bytes moved for each that dequantization writes: 4-bit codes are a quarter of 16 bits."""
@@ -58,16 +56,10 @@ class Kernel:
     shape: tuple[int, ...] = ()
 
 
+_NAMED = ("phase", "kind", "flops", "needed", "bytes", "itemsize", "shape")
+_Values = tuple[str, str, float, float, float, int, tuple[int, ...]]
 Work = tuple[tuple[Kernel, int], ...]
 """Kernels with how often each runs."""
-
-
-@lru_cache(maxsize=1024)
-def worked(run: Run) -> Work:
-    """The kernels of one segment, forward and back."""
-    log = WorkLog(run)
-    play(run, work=log)
-    return tuple(log.counts.items())
 
 
 class WorkLog:
@@ -75,11 +67,11 @@ class WorkLog:
 
     __slots__ = (
         "_claimed",
+        "_counts",
         "_executed",
         "_pending",
         "_returning",
         "_run",
-        "counts",
         "override",
         "tape",
     )
@@ -91,7 +83,13 @@ class WorkLog:
         self._executed = True
         self.override = ""
         self.tape: Tape | None = None  # set when the segment's own operators begin
-        self.counts: Counter[Kernel] = Counter()
+        self._counts: Counter[_Values] = Counter()
+
+    @property
+    def work(self) -> Work:
+        """The kernels, each with how often it ran."""
+        named = ((dict[str, Any](zip(_NAMED, v, strict=True)), n) for v, n in self._counts.items())
+        return tuple((Kernel(**values), count) for values, count in named)
 
     @property
     def phase(self) -> str:
@@ -258,16 +256,8 @@ class WorkLog:
         phase = self.phase
         if kind == "memory" and self._run.segment.kind == "head":
             kind = "loss"
-        kernel = Kernel(
-            phase=phase,
-            kind=kind,
-            flops=flops,
-            needed=0.0 if phase == "recompute" else needed,
-            bytes=nbytes,
-            itemsize=itemsize,
-            shape=shape,
-        )
-        self.counts[kernel] += 1
+        needed = 0.0 if phase == "recompute" else needed
+        self._counts[phase, kind, flops, needed, nbytes, itemsize, shape] += 1
 
     def _scores(self) -> int:
         run = self._run
