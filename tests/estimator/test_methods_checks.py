@@ -71,6 +71,11 @@ def test_every_method_is_made_and_accepted(method: str) -> None:
             {"method": "ia3", "quantization": "nf4", "kbit_preparation": True, "engine": "fsdp2"},
             "--method ia3 with --quantization nf4 .*choose --quantization none",
         ),
+        (
+            {"model_type": "bloom", **SMALL},
+            {"method": "ia3", "quantization": "int8", "kbit_preparation": False},
+            "--method ia3 with --quantization int8 .*leave --kbit-preparation on",
+        ),
         (SPARSE, {"method": "dora"}, "--method dora: .*--lora-targets attention"),
         (SPARSE, {"method": "lora", "lora_targets": "w1"}, "w1 and w3 are one weight"),
     ],

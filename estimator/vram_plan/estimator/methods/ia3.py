@@ -40,18 +40,21 @@ class Ia3(Frozen):
     def _check_types(config: TrainConfig) -> None:
         """Beside 16-bit queries, keys or values in fp32 are refused by every attention kernel.
 
-        ``peft/tuners/ia3/bnb.py`` casts a layer's input to fp32 and its result back to that.
+        ``peft/tuners/ia3/bnb.py`` casts a layer's input to fp32 and its result back to that. Where
+        one projection makes all three they agree, but BLOOM adds their product to a bias in the
+        type of its activations (``alibi.baddbmm``, transformers 5.23.0 ``modeling_bloom.py``).
         """
         names, _ = targets.IA3[config.model.model_type]
         fused = names.split(",")[0] in {"query_key_value", "c_attn"}
+        agrees = fused and config.model.model_type != "bloom"
         gathers_low = config.engine in {"fsdp1", "fsdp2", "deepspeed"}  # norms and tables too
         prepared = config.kbit_preparation and not gathers_low
         wide = config.autocast or prepared or config.precision == "fp32"
-        if config.quantization in BITSANDBYTES and not (fused or wide):
+        if config.quantization in BITSANDBYTES and not (agrees or wide):
             way_out = "choose --quantization none" if gathers_low else "leave --kbit-preparation on"
             raise ValueError(
                 f"--method ia3 with --quantization {config.quantization} and {config.precision} "
-                "activations: PEFT's keys or values become fp32 and its queries do not; "
+                "activations: PEFT's keys or values become fp32 and what they meet does not; "
                 f"{way_out}"
             )
 
