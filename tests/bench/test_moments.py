@@ -45,6 +45,7 @@ GEMMA3 = BLOCKS | {
     "sliding_window": 32,
     "layer_types": ["sliding_attention", "full_attention"],
 }
+MIXTRAL = BLOCKS | {"model_type": "mixtral", "num_local_experts": 8, "num_experts_per_tok": 2}
 T5: dict[str, Any] = {
     "model_type": "t5",
     "d_model": 64,
@@ -91,6 +92,12 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "what DoRA hands on": (BACKWARD_LAST, STABLELM, FOUR_BIT | DORA | {"attention": "flash"}),
     # The loss is regularized while the model's output holds what the encoder made.
     "an encoder's output": (LOSS, T5, FOUR_BIT | ADALORA),
+    # Factors are cast as a wrapper is entered, and B's gradient comes in another layout.
+    "pairs within experts": (
+        BACKWARD_LAST,
+        MIXTRAL,
+        LORA | {"lora_rank": 64, "checkpointing": "full", "adapter_dtype": "fp32"},
+    ),
     # A buffer for the encoder's last block has been filled ahead.
     "gathered ahead of a decoder's embedding": (EMBEDDING_BACKWARD, MARIAN, RANKS),
     # What nodes sum stays; so do gradients, which are views of one buffer for each block.

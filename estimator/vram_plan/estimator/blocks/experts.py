@@ -89,20 +89,23 @@ def grouped_experts(
     experts = spec.num_experts // f.how.expert
     inner = spec.moe_intermediate_size // f.how.tensor
     pairs = f.tokens * spec.num_experts_per_tok
-    # PEFT 0.21.2 wraps the experts for this weight last, so its wrapper runs first.
-    f.how.method.tries(f, f"{name}.down_proj", experts * inner * spec.hidden_size)
+    up, down = f"{name}.gate_up_proj", f"{name}.down_proj"
+    stacks = {
+        up: (experts, 2 * inner, spec.hidden_size),
+        down: (experts, spec.hidden_size, inner),
+    }
+    # PEFT's wrappers hold what they fold into a weight, and ``parametrize.cached()`` the result.
+    factors = f.how.method.wraps(f, stacks)
     ids, order, offsets, counted = sort_by_expert(t, pairs, experts)
     rows = gather_rows(t, x, t.new(pairs, INDEX_BYTES), pairs * spec.hidden_size)
     chosen = gather_rows(t, weights, order, pairs)
-    biases = _biases(f, f"{name}.gate_up_proj_bias", 2 * inner, ids)
-    shape = (spec.hidden_size, 2 * inner)
-    # PEFT's wrappers hold what they fold into a weight, and ``parametrize.cached()`` the result.
-    first = _selected(f, f"{name}.gate_up_proj", shape)
-    out = _projection(f, first, rows, shape, (offsets, biases))
+    biases = _biases(f, f"{up}_bias", 2 * inner, ids)
+    first = f.how.method.weight(f, up, f.param(up, stacks[up], "expert"), factors.get(up))
+    out = _projection(f, first, rows, spec.hidden_size, (offsets, biases))
     out = (gate or halves)(f, out)
-    second = _selected(f, f"{name}.down_proj", (inner, spec.hidden_size))
-    biases = _biases(f, f"{name}.down_proj_bias", spec.hidden_size, ids)
-    out = _projection(f, second, out, (inner, spec.hidden_size), (offsets, biases))
+    second = f.how.method.weight(f, down, f.param(down, stacks[down], "expert"), factors.get(down))
+    biases = _biases(f, f"{down}_bias", spec.hidden_size, ids)
+    out = _projection(f, second, out, inner, (offsets, biases))
     weighted = f.mul(out, chosen)
     back = t.new(pairs, INDEX_BYTES)
     counter = t.new(pairs, INDEX_BYTES)
@@ -111,7 +114,7 @@ def grouped_experts(
     summed = sum_chosen(t, weighted, spec.num_experts_per_tok, wide=f.how.autocast)
     result = cast(t, summed, x.itemsize)
     del ids, order, counted, rows, chosen, out, biases, weighted, back, summed, index, weights
-    del first, second
+    del first, second, factors
     return result
 
 
@@ -122,22 +125,15 @@ def _biases(f: Forward, name: str, width: int, ids: Tensor) -> Tensor | None:
     return gather_bias(f.t, f.param(name, (experts, width), "expert"), ids)
 
 
-def _selected(f: Forward, name: str, shape: tuple[int, int]) -> Param:
-    """The experts' weights as ``self.gate_up_proj`` gives them."""
-    experts = f.spec.num_experts // f.how.expert
-    weight = f.param(name, (experts, shape[1], shape[0]), "expert")
-    return f.how.method.weight(f, name, weight)
-
-
 def _projection(
     f: Forward,
     weight: Param,
     x: Tensor,
-    shape: tuple[int, int],
+    inputs: int,
     groups: tuple[Tensor, Tensor | None],
 ) -> Tensor:
     """A grouped product in the weights' dtype (autocast does not know it), and the biases' rows."""
-    inputs, (offsets, biases) = shape[0], groups
+    offsets, biases = groups
     out = grouped_product(f.t, cast(f.t, x, weight.itemsize), weight, inputs, offsets)
     return out if biases is None else add_in_place(f.t, out, biases)
 

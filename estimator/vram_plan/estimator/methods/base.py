@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vram_plan.estimator.config import TrainConfig
     from vram_plan.estimator.forward import Forward
+    from vram_plan.estimator.methods.experts import Factors
     from vram_plan.estimator.tape import Param, Tensor
 
 
@@ -67,12 +68,16 @@ class Method:
         """Run the linear layer ``name`` [inputs, outputs]; ``base`` runs the plain one."""
         return base(x)
 
-    def weight(self, f: Forward, name: str, weight: Param) -> Param:
+    def weight(self, f: Forward, name: str, weight: Param, factors: Factors | None = None) -> Param:
         """Change a base weight that is no linear layer's: stacked experts, a router."""
         return weight
 
-    def tries(self, f: Forward, name: str, numel: int) -> None:
-        """Make what will change a stacked weight once for nothing, before its module runs."""
+    def wraps(self, f: Forward, stacks: Mapping[str, tuple[int, ...]]) -> Mapping[str, Factors]:
+        """Enter what wraps a module of stacked weights [experts, outputs, inputs], in their order.
+
+        Returns what was made there for each of them; `weight` takes it.
+        """
+        return {}
 
     def sublayer(self, f: Forward, where: str, x: Tensor, entered: Tensor) -> Tensor:
         """Change the output ``x`` of ``attention`` or ``mlp`` before it joins the residual.

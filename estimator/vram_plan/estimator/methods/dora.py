@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vram_plan.estimator.choices import BITSANDBYTES
-from vram_plan.estimator.methods.experts import targeted
+from vram_plan.estimator.methods.experts import Factors, targeted
 from vram_plan.estimator.methods.lora import FOUR_BIT, Lora, quantized_as
 from vram_plan.estimator.ops.adapters import clone, weight_quotient
 from vram_plan.estimator.ops.elementwise import FP32_BYTES, add, cast, mul, scale, shift
@@ -35,7 +35,7 @@ class Dora(Lora):
                 "--lora-targets attention or --method lora"
             )
 
-    def weight(self, f: Forward, name: str, weight: Param) -> Param:
+    def weight(self, f: Forward, name: str, weight: Param, factors: Factors | None = None) -> Param:
         """No pairs in stacked weights."""
         return weight
 

@@ -18,6 +18,8 @@ from vram_plan.estimator.tape import Param, Tape, Tensor
 if TYPE_CHECKING:
     from vram_plan.estimator.forward import Forward
 
+Factors = tuple[Tensor, Tensor]
+"""B and A of a pair, as a weight's product with them needs them."""
 _GATED = {
     "gate": "gate.weight",
     "gate_proj": "gate_up_proj",
@@ -106,20 +108,41 @@ def _former(target: str, known: dict[str, str]) -> str:
     return next((name for name in known if f".{target.strip()}".endswith(f".{name}")), "")
 
 
-def paired(f: Forward, name: str, weight: Param, rank: int) -> Param:
+def pair_params(f: Forward, name: str, shape: tuple[int, ...], rank: int) -> tuple[Param, Param]:
+    """A [rank · experts, inputs] and B [outputs, rank · experts] of a weight."""
+    outputs, inputs = shape[-2:]
+    rank *= _stack(shape) * (2 if name.endswith("gate_up_proj") else 1)
+    a = f.added_param(f"{name}.lora_A.weight", (rank, inputs))
+    return a, f.added_param(f"{name}.lora_B.weight", (outputs, rank))
+
+
+def factors_of(f: Forward, name: str, weight: tuple[tuple[int, ...], int], rank: int) -> Factors:
+    """B and A as ``get_delta_factors`` gives them, in the type of the ``weight`` (shape, bytes).
+
+    B's view [experts, outputs, rank] of [outputs, rank · experts] is turned, so its gradient is
+    written out once more before it is the parameter's. A router's are as they are.
+    """
+    t, (shape, itemsize) = f.t, weight
+    a, b = pair_params(f, name, shape, rank)
+    stack = _stack(shape)
+    itemsize = itemsize if stack > 1 else a.itemsize
+    left = weight_cast(t, b, itemsize, turned=stack > 1)
+    right = weight_cast(t, a, itemsize)
+    if t.work is not None:  # ``register_parametrization`` tries the product first
+        product = shape[-2], a.shape[0] // stack, shape[-1]
+        t.work.hidden_product(product, itemsize, batch=stack)
+    return left, right
+
+
+def paired(f: Forward, weight: Param, factors: Factors) -> Param:
     """The weight plus B · A: a stack [experts, outputs, inputs] or a router's [experts, inputs].
 
-    ``peft/tuners/lora/layer.py`` ``ParamWrapper``: A [rank · experts, inputs] and B [outputs,
-    rank · experts] are cast to the weight's dtype; one ``baddbmm`` adds their product. A router's
-    are multiplied as they are and the product is cast.
+    ``peft/tuners/lora/layer.py`` ``ParamWrapper``: one ``baddbmm`` adds the product of a stack's. A
+    router's are multiplied as they are and the product is cast.
     """
-    t, (outputs, inputs) = f.t, weight.shape[-2:]
-    stack = weight.shape[0] if len(weight.shape) == 3 else 1
-    rank *= 2 if name.endswith("gate_up_proj") else 1
-    a = f.added_param(f"{name}.lora_A.weight", (rank * stack, inputs))
-    b = f.added_param(f"{name}.lora_B.weight", (outputs, rank * stack))
-    itemsize = weight.itemsize if stack > 1 else a.itemsize
-    left, right = weight_cast(t, b, itemsize), weight_cast(t, a, itemsize)
-    if t.work is not None:  # ``register_parametrization`` tries the product first
-        t.work.hidden_product((outputs, rank, inputs), itemsize, batch=stack)
-    return Computed(weight, folded(t, weight, left, right), t, (left, right))
+    left, right = factors
+    return Computed(weight, folded(f.t, weight, left, right), f.t, (left, right))
+
+
+def _stack(shape: tuple[int, ...]) -> int:
+    return shape[0] if len(shape) == 3 else 1

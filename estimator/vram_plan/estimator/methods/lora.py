@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING
 
-from vram_plan.estimator.methods.experts import is_translated, paired, targeted
+from vram_plan.estimator.methods.experts import (
+    Factors,
+    factors_of,
+    is_translated,
+    pair_params,
+    paired,
+    targeted,
+)
 from vram_plan.estimator.methods.targets import ATTENTION, matches
 from vram_plan.estimator.methods.whole import Frozen
 from vram_plan.estimator.ops.adapters import clone
@@ -50,16 +58,30 @@ class Lora(Frozen):
             return False
         return self.targets == ATTENTION or not is_translated(f.spec.model_type, name)
 
-    def weight(self, f: Forward, name: str, weight: Param) -> Param:
+    def weight(self, f: Forward, name: str, weight: Param, factors: Factors | None = None) -> Param:
         """Pairs inside the stacked weights of experts and the router's, where PEFT targets them."""
         if self.is_paired(f, name):
-            return paired(f, name, weight, self.rank)
+            made = factors or factors_of(f, name, (weight.shape, weight.itemsize), self.rank)
+            return paired(f, weight, made)
         return weight
 
-    def tries(self, f: Forward, name: str, numel: int) -> None:
-        """``register_parametrization`` tries the sum of weight and pair (torch 2.13.0)."""
-        if self.is_paired(f, name):
-            f.t.new(numel, f.how.held_bytes("expert"))
+    def wraps(self, f: Forward, stacks: Mapping[str, tuple[int, ...]]) -> Mapping[str, Factors]:
+        """A wrapper for each weight around the one of the weight before it.
+
+        Each makes its factors as it is entered (``peft/tuners/lora/layer.py`` ``ParamWrapper``
+        ``_activate_lora``). ``register_parametrization`` tries the sum (torch 2.13.0): the
+        outermost's is of note, as what is run next begins within the inner ones.
+        """
+        mine = {name: shape for name, shape in stacks.items() if self.is_paired(f, name)}
+        itemsize = f.how.held_bytes("expert")
+        for shape in [*mine.values()][-1:]:
+            f.t.new(prod(shape), itemsize)
+        for name, shape in mine.items():
+            pair_params(f, name, shape, self.rank)
+        return {
+            name: factors_of(f, name, (shape, itemsize), self.rank)
+            for name, shape in reversed(mine.items())
+        }
 
     def is_paired(self, f: Forward, name: str) -> bool:
         """Whether a stacked weight, or a router's, gets a pair."""

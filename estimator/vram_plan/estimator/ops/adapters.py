@@ -50,12 +50,21 @@ def weight_view(t: Tape, weight: Param) -> Tensor:
     return t.record(Tensor(weight.numel, weight.itemsize, None), (edge,), lambda grad: (grad,))
 
 
-def weight_cast(t: Tape, weight: Param, itemsize: int) -> Tensor:
-    """``weight.T`` in another type, as autocast's: no activation; back, a gradient."""
-    view = weight_view(t, weight)
-    if weight.itemsize == itemsize:
+def weight_cast(t: Tape, weight: Param, itemsize: int, *, turned: bool = False) -> Tensor:
+    """``weight.T`` in another type, as autocast's: no activation; back, a gradient.
+
+    ``turned``: the view's dimensions are no two of the weight's, so a gradient in their order is
+    laid out anew.
+    """
+    view, numel, before = weight_view(t, weight), weight.numel, weight.itemsize
+    if turned:
+        view = t.record(
+            Tensor(numel, before, None),
+            (view.node,),
+            lambda grad: (t.new(numel, before, "gradients"),),
+        )
+    if before == itemsize:
         return view
-    numel, before = weight.numel, weight.itemsize
     copied = t.new(numel, itemsize, "temporaries")
     return t.record(copied, (view.node,), lambda grad: (t.new(numel, before, "gradients"),))
 
