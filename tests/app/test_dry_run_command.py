@@ -113,7 +113,7 @@ def test_a_library_that_fails_is_an_outcome(
     def broken(config: object) -> None:
         raise RuntimeError("a kernel\nis missing")
 
-    monkeypatch.setattr("vram_plan.bench.trace.trace_step", broken)
+    monkeypatch.setattr("vram_plan.bench.trace.extend.trace_step", broken)
     out, _ = run(["--model", small, "--format", "json"], capsys, code=1)
     found = json.loads(out)
     jsonschema.validate(found, SCHEMA)
