@@ -8,7 +8,7 @@ of its own experts, and what these return is summed over the ranks.
 from __future__ import annotations
 
 from vram_plan.estimator.ops.experts import INDEX_BYTES
-from vram_plan.estimator.ops.megatron_experts import BOOLEAN, Dispatched, Routing
+from vram_plan.estimator.ops.megatron_experts import BOOLEAN, Dispatched, Routing, sent
 from vram_plan.estimator.tape import Tape, Tensor
 
 
@@ -42,11 +42,7 @@ def combine(t: Tape, x: Tensor, index: Tensor, s: Routing) -> Tensor:
 
 def _gather(t: Tape, x: Tensor, s: Routing) -> Tensor:
     """All ranks' probabilities; their gradient is summed and scattered."""
-    if s.gathered == 1:
-        return x
-    numel, itemsize = x.numel, x.itemsize
-    out = t.new(numel * s.gathered, itemsize)
-    return t.record(out, (x.node,), lambda grad: (t.new(numel, itemsize),))
+    return sent(t, x, x.numel * s.gathered) if s.gathered > 1 else x
 
 
 def _permute(t: Tape, x: Tensor, routing_map: Tensor, s: Routing) -> tuple[Tensor, Tensor, Tensor]:

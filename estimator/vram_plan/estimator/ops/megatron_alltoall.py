@@ -8,8 +8,8 @@ ranks that divide its experts and sorts once more; what the experts return goes 
 from __future__ import annotations
 
 from vram_plan.estimator.ops.elementwise import copy
-from vram_plan.estimator.ops.experts import INDEX_BYTES
-from vram_plan.estimator.ops.megatron_experts import BOOLEAN, Dispatched, Routing
+from vram_plan.estimator.ops.experts import INDEX_BYTES, gather_rows
+from vram_plan.estimator.ops.megatron_experts import BOOLEAN, Dispatched, Routing, sent
 from vram_plan.estimator.tape import Tape, Tensor
 
 
@@ -17,11 +17,11 @@ def dispatch(
     t: Tape, x: Tensor, probabilities: Tensor, routing_map: Tensor, s: Routing
 ) -> Dispatched:
     """Rows of this rank's experts with the probability of each."""
-    sent, weights, index = _permute(t, x, probabilities, routing_map, s)
-    received = _exchange(t, sent) if s.groups > 1 else sent
+    rows, weights, index = _permute(t, x, probabilities, routing_map, s)
+    received = _exchange(t, rows) if s.groups > 1 else rows
     weights = _exchange(t, weights) if s.groups > 1 else weights
-    rows, weights = (_sorted(t, _gather(t, one, s), s) for one in (received, weights))
-    return Dispatched(rows=rows, weights=weights, index=index, held=(sent, received))
+    own, weights = (_sorted(t, _gather(t, one, s), s) for one in (received, weights))
+    return Dispatched(rows=own, weights=weights, index=index, held=(rows, received))
 
 
 def combine(t: Tape, x: Tensor, index: Tensor, s: Routing) -> Tensor:
@@ -49,42 +49,24 @@ def _permute(
     turned, order = t.new(cells, BOOLEAN), t.new(cells, INDEX_BYTES)
     index = t.new(rows, INDEX_BYTES)
     columns = t.new(cells, probabilities.itemsize)
-    weights = _taken(t, probabilities, order, rows)
+    weights = gather_rows(t, probabilities, order, rows)
     del turned, columns
-    return _taken(t, x, index, rows * (x.numel // s.tokens)), weights, index
-
-
-def _taken(t: Tape, x: Tensor, index: Tensor, numel: int) -> Tensor:
-    """Rows of x: keeps the index; their gradient is added into zeros of x's size."""
-    full, itemsize, kept = x.numel, x.itemsize, index.storage
-
-    def backward(grad: Tensor) -> tuple[Tensor | None, ...]:
-        _ = kept
-        return (t.new(full, itemsize),)
-
-    return t.record(t.new(numel, itemsize), (x.node,), backward)
+    return gather_rows(t, x, index, rows * (x.numel // s.tokens)), weights, index
 
 
 def _exchange(t: Tape, x: Tensor) -> Tensor:
     """``all_to_all``, as many rows as were sent; so does its gradient."""
-    numel, itemsize = x.numel, x.itemsize
-    return t.record(t.new(numel, itemsize), (x.node,), lambda grad: (t.new(numel, itemsize),))
+    return sent(t, x, x.numel)
 
 
 def _gather(t: Tape, x: Tensor, s: Routing) -> Tensor:
-    ranks, numel, itemsize = s.gathered // s.groups, x.numel, x.itemsize
-    if ranks == 1:
-        return x
-    out = t.new(numel * ranks, itemsize)
-    return t.record(out, (x.node,), lambda grad: (t.new(numel, itemsize),))
+    ranks = s.gathered // s.groups
+    return sent(t, x, x.numel * ranks) if ranks > 1 else x
 
 
 def _scatter(t: Tape, x: Tensor, s: Routing) -> Tensor:
-    ranks, numel, itemsize = s.gathered // s.groups, x.numel, x.itemsize
-    if ranks == 1:
-        return x
-    out = t.new(numel // ranks, itemsize)
-    return t.record(out, (x.node,), lambda grad: (t.new(numel, itemsize),))
+    ranks = s.gathered // s.groups
+    return sent(t, x, x.numel // ranks) if ranks > 1 else x
 
 
 def _sorted(t: Tape, x: Tensor, s: Routing) -> Tensor:

@@ -69,6 +69,12 @@ class Routing:
         return self.all_tokens * self.chosen // self.groups
 
 
+def sent(t: Tape, x: Tensor, numel: int) -> Tensor:
+    """What a collective makes of x for this rank; of its gradient another makes as much as x."""
+    before, itemsize = x.numel, x.itemsize
+    return t.record(t.new(numel, itemsize), (x.node,), lambda grad: (t.new(before, itemsize),))
+
+
 def gate(t: Tape, x: Tensor, weight: Param) -> Tensor:
     """``RouterGatingLinearFunction``: keeps its input; logits in the router's dtype, x's."""
     experts, width = weight.shape
