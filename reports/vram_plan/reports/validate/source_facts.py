@@ -31,7 +31,7 @@ CASES = {
 """Folder of a test of Megatron-LM's with experts → what its ``model_config.yaml`` says of them
 (NVIDIA/Megatron-LM @ d98e8a64 ``tests/functional_tests/test_cases/moe``)."""
 SWIFT_EXPERTS = f"{_EXCHANGED};{_WHOLE}"
-"""ms-swift's defaults under Megatron-LM (modelscope/ms-swift ``swift/megatron/argument/
+"""ms-swift's defaults under Megatron-LM (modelscope/ms-swift @ ec1d8184 ``swift/megatron/argument/
 megatron_args.py`` ``moe_token_dispatcher_type``, ``expert_tensor_parallel_size``)."""
 WORKSPACES = "NVIDIA/Megatron-LM@d98e8a64d:tests/functional_tests/test_cases/"
 """Tests whose ``model_config.yaml`` sets ``CUBLAS_WORKSPACE_CONFIG: :4096:8``, save those below."""
